@@ -1,0 +1,58 @@
+# Every command of the project. `make` alone lists them.
+PYTHON ?= python3
+CARGO ?= cargo
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+BIN := $(TARGET)/release
+DEMO := $(TARGET)/demo
+READERS := $(TARGET)/venv-readers
+TRANSFORMERS := $(TARGET)/venv-transformers
+SCRIPTS := data/scripts
+SEED ?= 0
+# The one file that `make onnxruntime` unpacks; its name differs between systems. Expanded when a recipe runs, after it is there.
+RUNTIME = $(abspath $(firstword $(wildcard $(TARGET)/onnxruntime/libonnxruntime.*)))
+
+.DEFAULT_GOAL := help
+.PHONY: help build onnxruntime demo test test-transformers lint clean
+.DELETE_ON_ERROR:
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## build both programs: target/release/precompute and target/release/train
+	$(CARGO) build --release --locked --workspace
+
+# The library goes beside the programs too, where precompute finds it without being told.
+onnxruntime: ## fetch ONNX Runtime's shared library (20 MB) into target/onnxruntime
+	@$(PYTHON) $(SCRIPTS)/fetch_onnxruntime.py $(TARGET)/onnxruntime
+	@mkdir -p $(BIN) && rm -f $(BIN)/libonnxruntime.* && ln -sf $(abspath $(TARGET))/onnxruntime/libonnxruntime.* $(BIN)/
+
+demo: build onnxruntime ## ask the demo teacher about 6,000 reactions, then distil its student (minutes; SEED=0)
+	$(BIN)/precompute --teacher data/teacher --corpus data/corpus/train.txt --out $(DEMO)/cache
+	$(BIN)/precompute --teacher data/teacher --corpus data/corpus/heldout.txt --out $(DEMO)/heldout-cache
+	$(BIN)/train --cache $(DEMO)/cache --eval-cache $(DEMO)/heldout-cache --out $(DEMO)/student-$(SEED) \
+	    --init-from data/teacher/model.safetensors --layers 6 --epochs 2 --dropout 0 --seed $(SEED)
+
+test: build onnxruntime $(READERS)/ready ## run every test that needs no PyTorch (fetches 200 MB the first time)
+	ORT_DYLIB_PATH=$(RUNTIME) $(CARGO) test --release --locked --workspace
+
+test-transformers: build onnxruntime ## make the reference numbers anew and load students in transformers (fetches 3 GB the first time)
+	@test -e $(TRANSFORMERS)/ready || echo "This fetches about 3 GB of Python wheels (PyTorch with what it brings) into $(TRANSFORMERS)."
+	@$(MAKE) --no-print-directory $(TRANSFORMERS)/ready
+	$(TRANSFORMERS)/bin/python $(SCRIPTS)/make_golden.py --check
+	$(TRANSFORMERS)/bin/python $(SCRIPTS)/make_onnx_fixtures.py --check
+	ORT_DYLIB_PATH=$(RUNTIME) $(CARGO) test --release --locked --package e2e -- --ignored
+
+lint: ## formatting, clippy and documentation, warnings as errors
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --workspace --no-deps
+
+clean: ## remove everything that was built, fetched or made
+	$(CARGO) clean
+
+# An environment of its own for each list of requirements; `ready` comes last, so that an interrupted installation is done again.
+$(TARGET)/venv-%/ready: $(SCRIPTS)/requirements-%.txt
+	rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
