@@ -18,6 +18,8 @@ pub enum Purpose {
     Dropout = 4,
     /// Random initial weights. Key: the parameter's number.
     Initialisation = 5,
+    /// Which sequences training never sees. Key: sequence.
+    HoldingOut = 6,
 }
 
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;

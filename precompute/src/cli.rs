@@ -1,0 +1,146 @@
+//! What can be typed. Nothing here is checked beyond its form: `config.rs` says what it means.
+
+use clap::{Args, Parser};
+use std::path::PathBuf;
+
+/// Ask a teacher once: run it over a corpus and write its top-k logits, log-normalisers and hidden states to Parquet shards.
+///
+/// The teacher is a masked language model exported to ONNX. A run that was stopped continues when the same command is given again.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "precompute", version, max_term_width = 110)]
+pub struct Arguments {
+    /// What is read.
+    #[command(flatten)]
+    pub corpus: CorpusArguments,
+    /// Who is asked.
+    #[command(flatten)]
+    pub teacher: TeacherArguments,
+    /// What is asked.
+    #[command(flatten)]
+    pub target: TargetArguments,
+    /// What is written, and how the run speaks.
+    #[command(flatten)]
+    pub output: OutputArguments,
+}
+
+/// What is read.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Corpus")]
+pub struct CorpusArguments {
+    /// Files or directories of text or JSONL, plain or compressed by gzip or zstd; a directory is read in sorted order. Required.
+    #[arg(long, value_name = "PATH", num_args = 1..)]
+    pub corpus: Vec<PathBuf>,
+    /// What one document of a text file is: a `line`, or a `block` of lines up to a blank one.
+    #[arg(long, value_name = "UNIT", default_value = "line")]
+    pub document: String,
+    /// The field of a JSONL line that holds the text.
+    #[arg(long, value_name = "NAME", default_value = "text")]
+    pub text_field: String,
+    /// Tokens of the longest sequence, special tokens included; longer documents are cut into several sequences.
+    #[arg(long, value_name = "TOKENS", default_value_t = 128)]
+    pub max_length: usize,
+    /// Tokens of the shortest sequence kept, special tokens included; shorter documents are dropped and counted.
+    #[arg(long, value_name = "TOKENS", default_value_t = 12)]
+    pub min_tokens: usize,
+    /// Share of the non-special tokens that are masked: of them 80 % by the mask, 10 % by a random token, 10 % left.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.15)]
+    pub mask_probability: f64,
+    /// Draw rare tokens more often, with weight count^-EXPONENT (DistilBERT: 0.7). Off by default; needs a count of the whole corpus.
+    #[arg(long, value_name = "EXPONENT")]
+    pub mask_smoothing: Option<f64>,
+    /// Mask whole words: a word's tokens are masked together or not at all.
+    #[arg(long)]
+    pub whole_word: bool,
+    /// Masked copies of the corpus, each with its own draw. The teacher is asked about each.
+    #[arg(long, value_name = "COUNT", default_value_t = 1)]
+    pub passes: u16,
+    /// The seed of every draw; a draw depends on seed, pass and sequence alone.
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    pub seed: u64,
+}
+
+/// Who is asked.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Teacher")]
+pub struct TeacherArguments {
+    /// A directory with model.onnx, config.json and tokenizer.json, as Optimum exports it, or a model file (with --tokenizer). Required.
+    #[arg(long, value_name = "PATH")]
+    pub teacher: Option<PathBuf>,
+    /// The tokenizer.json to use; by default the teacher directory's.
+    #[arg(long, value_name = "FILE")]
+    pub tokenizer: Option<PathBuf>,
+    /// Where ONNX Runtime computes. `cpu` is the only provider of this version.
+    #[arg(long, value_name = "NAME", default_value = "cpu")]
+    pub provider: String,
+    /// Processor threads for the teacher, and for the work around it; by default all cores. A run may be continued with another number:
+    /// the demo's teacher gives the same bits on 1 to 8. A teacher whose sums are split by thread could differ in a last bit.
+    #[arg(long, value_name = "COUNT")]
+    pub threads: Option<usize>,
+    /// Tokens of one batch, padding included. It changes speed and memory (the logits of a batch take 4 bytes x vocabulary a token).
+    #[arg(long, value_name = "TOKENS", default_value_t = 4096)]
+    pub batch_tokens: usize,
+    /// The ONNX Runtime shared library. Without it: ORT_DYLIB_PATH, beside the executable, an installed Python onnxruntime, the system.
+    #[arg(long, value_name = "FILE")]
+    pub onnxruntime: Option<PathBuf>,
+}
+
+/// What is asked.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Target")]
+pub struct TargetArguments {
+    /// Largest logits stored per position; cut to the vocabulary, with a note.
+    #[arg(long, value_name = "K", default_value_t = 64)]
+    pub top_k: u32,
+    /// Temperatures to store log-normalisers for, such as `2` or `1,2,4`; the first scales the stored logits. 1 is always stored.
+    #[arg(long, value_name = "T[,T...]", default_value = "2")]
+    pub temperature: String,
+    /// Hidden states to store: `last`, `none`, `all`, or layers such as `0,6,12` (0 is the embedding output).
+    #[arg(long, value_name = "LAYERS", default_value = "last")]
+    pub hidden_layers: String,
+    /// The tensor of the graph that is a layer's hidden state, where it cannot be found; may be given several times.
+    #[arg(long, value_name = "LAYER=NAME")]
+    pub hidden_tensor: Vec<String>,
+    /// Positions with targets: `tokens` (all but special ones), `masked`, `all`, or a share such as `0.3`: the masked ones and as many
+    /// others, drawn at random, as make it up.
+    #[arg(long, value_name = "RULE", default_value = "tokens")]
+    pub positions: String,
+    /// Rounding of stored logits and hidden states: `float16` or `float32`.
+    #[arg(long, value_name = "NAME", default_value = "float16")]
+    pub precision: String,
+}
+
+/// What is written, and how the run speaks.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Output")]
+pub struct OutputArguments {
+    /// The cache directory: created, or continued where the same settings began it. Required, but for --dry-run.
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Sequences of one shard; what a stopped run can lose.
+    #[arg(long, value_name = "COUNT", default_value_t = 512)]
+    pub shard_sequences: usize,
+    /// Read the corpus, ask the teacher about a sample, print what a run would cost, write nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// No progress and no notes; errors and the summary only.
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn corpus_takes_several_paths() {
+        let arguments = Arguments::try_parse_from(["precompute", "--corpus", "a", "b", "--teacher", "t"]).expect("a valid line");
+        assert_eq!(arguments.corpus.corpus, [PathBuf::from("a"), PathBuf::from("b")]);
+        assert_eq!(arguments.teacher.teacher, Some(PathBuf::from("t")));
+    }
+}

@@ -1,0 +1,294 @@
+//! What was typed -> what it means. [`Config::check`] is the only way to a configuration that can run; every refusal names the flag,
+//! what it accepts, what it was given and what to type instead. What only the teacher can tell (its vocabulary, its longest input) is
+//! checked by [`Config::target_spec`], before any work.
+
+use crate::cli::{Arguments, CorpusArguments, TargetArguments, TeacherArguments};
+use crate::corpus::DocumentUnit;
+use crate::teacher::HiddenLayers;
+use logitcache::error::{Error, Result};
+use logitcache::target::{PositionRule, Precision, TargetSpec, Task, UncheckedTargetSpec};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// A run whose flags agree with each other.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Config {
+    /// Directory of the export, or its model file.
+    pub teacher: PathBuf,
+    /// `tokenizer.json`, where it is not the teacher directory's.
+    pub tokenizer: Option<PathBuf>,
+    /// The runtime's library, where it was named.
+    pub onnxruntime: Option<PathBuf>,
+    /// Execution provider.
+    pub provider: String,
+    /// Threads of the teacher, and of the work around it.
+    pub threads: usize,
+    /// Tokens of a batch, padding included; at least `max_length`.
+    pub batch_tokens: usize,
+    /// Files and directories, in the order typed.
+    pub corpus: Vec<PathBuf>,
+    /// What a document of a text file is.
+    pub document: DocumentUnit,
+    /// Field of a JSONL line.
+    pub text_field: String,
+    /// Longest sequence in tokens, special ones included.
+    pub max_length: usize,
+    /// Shortest sequence kept in tokens, special ones included.
+    pub min_tokens: usize,
+    /// Share of non-special tokens masked, in (0, 1].
+    pub mask_probability: f64,
+    /// Exponent of DistilBERT's smoothing.
+    pub mask_smoothing: Option<f64>,
+    /// Whether words are masked whole.
+    pub whole_word: bool,
+    /// Masked copies of the corpus, at least 1.
+    pub passes: u16,
+    /// The seed of every draw.
+    pub seed: u64,
+    /// k as asked for; [`Config::target_spec`] cuts it to the vocabulary.
+    pub top_k: u32,
+    /// Temperatures in stored order: as asked for, then 1 if it was not among them.
+    pub temperatures: Vec<f32>,
+    /// Positions with targets.
+    pub positions: PositionRule,
+    /// Hidden states asked for.
+    pub hidden_layers: HiddenLayers,
+    /// Tensors named by hand.
+    pub hidden_tensors: BTreeMap<u32, String>,
+    /// Rounding of what is stored.
+    pub precision: Precision,
+    /// The cache directory; none only in a dry run.
+    pub out: Option<PathBuf>,
+    /// Sequences of a shard.
+    pub shard_sequences: usize,
+    /// Whether nothing is to be written.
+    pub dry_run: bool,
+    /// Whether progress and notes are silenced.
+    pub quiet: bool,
+}
+
+/// What only the opened teacher and tokenizer can tell.
+#[derive(Clone, Debug)]
+pub struct TeacherFacts {
+    /// Length of a logits row.
+    pub vocabulary_size: usize,
+    /// Positions the model can take, where its config.json says so.
+    pub maximum_length: Option<usize>,
+    /// Whether the graph takes segment ids.
+    pub token_type_ids: bool,
+    /// Exposed layers, ascending.
+    pub hidden_layers: Vec<u32>,
+    /// Width of a hidden state; 0 where none is exposed.
+    pub hidden_size: usize,
+    /// Ids the tokenizer can give: its largest id + 1.
+    pub tokenizer_size: usize,
+    /// `tokenizer.json`, for the message.
+    pub tokenizer: PathBuf,
+}
+
+impl Config {
+    /// Gives the typed arguments their meaning. `cores` is the default number of threads.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for the first flag, or pair of flags, that cannot be run.
+    pub fn check(arguments: Arguments, cores: usize) -> Result<Self> {
+        let Arguments { corpus, teacher, target, output } = arguments;
+        check_corpus(&corpus)?;
+        check_teacher(&teacher, corpus.max_length)?;
+        at_least_one("--shard-sequences", output.shard_sequences)?;
+        at_least_one("--top-k", target.top_k as usize)?;
+        let out = output.out.filter(|out| !out.as_os_str().is_empty());
+        if out.is_none() && !output.dry_run {
+            return Err(Error::usage("--out", "the directory of the cache", "nothing", "add --out DIR, or --dry-run to write nothing"));
+        }
+        let teacher_path = teacher.teacher.filter(|path| !path.as_os_str().is_empty());
+        let teacher_path = teacher_path
+            .ok_or_else(|| Error::usage("--teacher", "the directory of an ONNX export, or a model file", "nothing", "add --teacher DIR"))?;
+        let hidden_layers = hidden_layers(&target.hidden_layers)?;
+        Ok(Self {
+            teacher: teacher_path,
+            tokenizer: teacher.tokenizer,
+            onnxruntime: teacher.onnxruntime,
+            provider: teacher.provider,
+            threads: teacher.threads.unwrap_or(cores.max(1)),
+            batch_tokens: teacher.batch_tokens,
+            document: corpus.document.parse()?,
+            corpus: corpus.corpus,
+            text_field: corpus.text_field,
+            max_length: corpus.max_length,
+            min_tokens: corpus.min_tokens,
+            mask_probability: corpus.mask_probability,
+            mask_smoothing: corpus.mask_smoothing,
+            whole_word: corpus.whole_word,
+            passes: corpus.passes,
+            seed: corpus.seed,
+            top_k: target.top_k,
+            temperatures: temperatures(&target.temperature)?,
+            positions: position_rule(&target.positions, corpus.mask_probability)?,
+            hidden_tensors: hidden_tensors(&target, &hidden_layers)?,
+            hidden_layers,
+            precision: precision(&target.precision)?,
+            out,
+            shard_sequences: output.shard_sequences,
+            dry_run: output.dry_run,
+            quiet: output.quiet,
+        })
+    }
+
+    /// The promise of the cache, once the teacher is known. `top_k` is cut to the vocabulary.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] where `--max-length` is more than the teacher takes, [`Error::Data`] where the tokenizer gives ids that the
+    /// teacher does not know (the other way round is padding of the vocabulary, and fine).
+    pub fn target_spec(&self, facts: &TeacherFacts) -> Result<TargetSpec> {
+        if facts.tokenizer_size > facts.vocabulary_size {
+            let remedy = "give the tokenizer that belongs to this teacher with --tokenizer";
+            let expected = format!("at most {} ids, the teacher's logits", facts.vocabulary_size);
+            return Err(Error::data(&facts.tokenizer, "vocabulary", expected, format!("{} ids", facts.tokenizer_size), remedy));
+        }
+        if let Some(maximum) = facts.maximum_length.filter(|maximum| self.max_length > *maximum) {
+            let expected = format!("at most {maximum}, the positions of the teacher's config.json");
+            return Err(Error::usage("--max-length", expected, self.max_length.to_string(), format!("type --max-length {maximum}")));
+        }
+        TargetSpec::try_from(UncheckedTargetSpec {
+            task: Task::MaskedLm,
+            vocabulary_size: facts.vocabulary_size as u32,
+            top_k: self.top_k.min(facts.vocabulary_size as u32),
+            temperatures: self.temperatures.clone(),
+            positions: self.positions,
+            hidden_layers: facts.hidden_layers.clone(),
+            hidden_size: facts.hidden_size as u32,
+            token_type_ids: facts.token_type_ids,
+            precision: self.precision,
+        })
+    }
+}
+
+fn at_least_one(flag: &str, value: usize) -> Result<()> {
+    if value > 0 {
+        return Ok(());
+    }
+    Err(Error::usage(flag, "at least 1", "0", "type a larger number, or leave the flag out for its default"))
+}
+
+fn check_corpus(corpus: &CorpusArguments) -> Result<()> {
+    if corpus.corpus.is_empty() {
+        return Err(Error::usage("--corpus", "one or more files or directories", "nothing", "add --corpus PATH"));
+    }
+    if !(3..=usize::from(u16::MAX)).contains(&corpus.max_length) {
+        let remedy = "type a length the teacher can take, such as 128";
+        return Err(Error::usage("--max-length", "3 to 65535 tokens", corpus.max_length.to_string(), remedy));
+    }
+    if corpus.min_tokens > corpus.max_length {
+        let expected = format!("at most the {} of --max-length", corpus.max_length);
+        return Err(Error::usage("--min-tokens", expected, corpus.min_tokens.to_string(), "lower it, or raise --max-length"));
+    }
+    let probability = corpus.mask_probability;
+    if !(probability > 0.0 && probability <= 1.0) {
+        return Err(Error::usage("--mask-probability", "a share above 0 and at most 1", probability.to_string(), "type one such as 0.15"));
+    }
+    if let Some(exponent) = corpus.mask_smoothing.filter(|exponent| !(exponent.is_finite() && *exponent > 0.0)) {
+        let remedy = "type 0.7 as DistilBERT has it, or leave the flag out for none";
+        return Err(Error::usage("--mask-smoothing", "an exponent above 0", exponent.to_string(), remedy));
+    }
+    at_least_one("--passes", usize::from(corpus.passes))
+}
+
+fn check_teacher(teacher: &TeacherArguments, max_length: usize) -> Result<()> {
+    if teacher.provider != "cpu" {
+        let found = format!("`{}`", teacher.provider);
+        return Err(Error::usage("--provider", "`cpu`", found, "leave the flag out: this version computes on the processor"));
+    }
+    if let Some(threads) = teacher.threads {
+        at_least_one("--threads", threads)?;
+    }
+    if teacher.batch_tokens < max_length {
+        let expected = format!("at least one sequence, the {max_length} of --max-length");
+        return Err(Error::usage("--batch-tokens", expected, teacher.batch_tokens.to_string(), "raise it, or lower --max-length"));
+    }
+    Ok(())
+}
+
+fn precision(typed: &str) -> Result<Precision> {
+    match typed {
+        "float16" => Ok(Precision::Float16),
+        "float32" => Ok(Precision::Float32),
+        _ => Err(Error::usage("--precision", "`float16` or `float32`", format!("`{typed}`"), "type one of the two")),
+    }
+}
+
+fn temperatures(typed: &str) -> Result<Vec<f32>> {
+    let refuse = |found: String| Error::usage("--temperature", "distinct numbers above 0", found, "type them as in --temperature 1,2,4");
+    let mut temperatures: Vec<f32> = Vec::new();
+    for part in typed.split(',') {
+        let temperature = part.trim().parse::<f32>().map_err(|_| refuse(format!("`{part}`")))?;
+        if !(temperature.is_finite() && temperature > 0.0) || temperatures.contains(&temperature) {
+            return Err(refuse(format!("`{part}` in `{typed}`")));
+        }
+        temperatures.push(temperature);
+    }
+    if !temperatures.contains(&1.0) {
+        temperatures.push(1.0);
+    }
+    Ok(temperatures)
+}
+
+fn position_rule(typed: &str, mask_probability: f64) -> Result<PositionRule> {
+    let share = match typed {
+        "tokens" => return Ok(PositionRule::Tokens),
+        "masked" => return Ok(PositionRule::Masked),
+        "all" => return Ok(PositionRule::All),
+        share => share.parse::<f32>().ok().filter(|share| *share > 0.0 && *share <= 1.0),
+    };
+    let Some(share) = share else {
+        let expected = "`tokens`, `masked`, `all`, or a share above 0 and at most 1";
+        return Err(Error::usage("--positions", expected, format!("`{typed}`"), "type one of them"));
+    };
+    if f64::from(share) < f64::from(mask_probability as f32) {
+        let expected = format!("a share of at least {mask_probability}, the --mask-probability, since masked positions are always asked");
+        return Err(Error::usage("--positions", expected, typed, "type --positions masked, or a larger share"));
+    }
+    Ok(PositionRule::Share(share))
+}
+
+fn hidden_layers(typed: &str) -> Result<HiddenLayers> {
+    match typed {
+        "none" => return Ok(HiddenLayers::None),
+        "last" => return Ok(HiddenLayers::Last),
+        "all" => return Ok(HiddenLayers::All),
+        _ => {}
+    }
+    let layers = typed.split(',').map(|part| part.trim().parse::<u32>()).collect::<std::result::Result<Vec<_>, _>>();
+    let mut layers = layers.map_err(|_| {
+        let expected = "`last`, `none`, `all`, or layers with commas between";
+        Error::usage("--hidden-layers", expected, format!("`{typed}`"), "type them as in --hidden-layers 0,6,12")
+    })?;
+    layers.sort_unstable();
+    if let Some(pair) = layers.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(Error::usage("--hidden-layers", "each layer once", format!("{} twice", pair[0]), "leave one of them out"));
+    }
+    Ok(HiddenLayers::List(layers))
+}
+
+fn hidden_tensors(target: &TargetArguments, layers: &HiddenLayers) -> Result<BTreeMap<u32, String>> {
+    let mut tensors = BTreeMap::new();
+    for typed in &target.hidden_tensor {
+        let parts = typed.split_once('=').and_then(|(layer, name)| Some((layer.trim().parse::<u32>().ok()?, name.trim())));
+        let Some((layer, name)) = parts.filter(|(_, name)| !name.is_empty()) else {
+            let remedy = "type it as in --hidden-tensor 6=/encoder/layer.5/output/LayerNorm/Add_1_output_0";
+            return Err(Error::usage("--hidden-tensor", "a layer, `=` and a tensor's name", format!("`{typed}`"), remedy));
+        };
+        if *layers == HiddenLayers::None {
+            let found = format!("`{typed}` with --hidden-layers none");
+            return Err(Error::usage("--hidden-tensor", "a layer that is stored", found, "leave one of the two flags out"));
+        }
+        if tensors.insert(layer, name.to_owned()).is_some() {
+            return Err(Error::usage("--hidden-tensor", "each layer once", format!("{layer} twice"), "leave one of them out"));
+        }
+    }
+    Ok(tensors)
+}
+
+#[cfg(test)]
+mod tests;

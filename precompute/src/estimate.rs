@@ -1,0 +1,268 @@
+//! The dry run: what a run would cost, from the whole corpus and a sample of the teacher's answers.
+
+use crate::config::Config;
+use crate::pipeline::ask::Asker;
+use crate::pipeline::produce::{ShardWork, batches, masking, question, read_pass};
+use crate::pipeline::{Stop, inputs, session, thread_pool};
+use crate::progress::Progress;
+use crate::window::{Sequence, WindowCounts};
+use logitcache::cache::manifest::{Fingerprints, MassSummary, ShardEntry};
+use logitcache::cache::record::Record;
+use logitcache::cache::writer::write_shard;
+use logitcache::error::{Error, Result};
+use logitcache::fingerprint::Fingerprint;
+use logitcache::target::TargetSpec;
+use std::fmt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Sequences the teacher is asked about, at most; at least half of it where the corpus has as many.
+const SAMPLE_SEQUENCES: usize = 128;
+/// Asked about before the clock starts, since a session's first runs allocate.
+const WARM_UP_SEQUENCES: usize = 8;
+/// For which the lost mass is told, beside the k asked for.
+const SIZES_OF_K: [usize; 5] = [8, 16, 32, 64, 128];
+
+/// What a run would cost.
+#[derive(Clone, Debug)]
+pub struct Estimate {
+    counts: WindowCounts,
+    passes: u16,
+    /// Tokens of one pass, padding included.
+    padded_tokens: u64,
+    sample: ShardEntry,
+    /// -ln(a) at the first temperature, by k.
+    lost_mass: Vec<(usize, MassSummary)>,
+    temperature: f32,
+    hidden_layers: usize,
+    teacher_seconds_per_padded_token: f64,
+}
+
+/// Reads the corpus, asks the teacher about a sample and measures. `scratch` is where the sample's shard is encoded and removed again;
+/// nothing else is written.
+///
+/// # Errors
+/// Those a run would meet, and [`Error::Interrupted`].
+pub fn estimate(config: &Config, scratch: &Path, stop: &Stop, progress: &mut Progress) -> Result<Estimate> {
+    let largest_k = SIZES_OF_K.into_iter().max().unwrap_or(1) as u32;
+    let asked = Config { top_k: config.top_k.max(largest_k), ..config.clone() };
+    let (inputs, prepared) = inputs::open(config)?;
+    let pool = thread_pool(config)?;
+    let (teacher, wide_spec) = session(&asked, &inputs, prepared)?;
+    let facts = inputs::SessionFacts::of(&teacher);
+    let spec = config.target_spec(&inputs.facts(facts))?;
+
+    progress.note("reading the corpus");
+    let mut survey = Survey::new(config);
+    let (counts, ended) = read_pass(config, &inputs.source, &pool, stop, |sequence, _| survey.take(sequence))?;
+    if !ended {
+        return Err(interrupted(stop));
+    }
+    let (sample, padded_tokens) = survey.end();
+    let masking = masking(config, &inputs.source, &pool, stop)?;
+
+    progress.note(&format!("asking the teacher about {} of {} sequences", sample.len(), counts.sequences));
+    let questions: Vec<_> = sample.into_iter().map(|sequence| question(&masking, config.positions, 0, sequence)).collect();
+    let pad_id = inputs.source.tokenizer.special().pad;
+    let work = |questions: &[_]| ShardWork {
+        index: 0,
+        pass: 0,
+        batches: batches(questions, config.batch_tokens, pad_id),
+        questions: questions.to_vec(),
+        share: [0.0, 1.0],
+    };
+    let model = inputs.files.model.clone();
+    let mut asker = Asker { teacher, spec: &wide_spec, pool: &pool, model, teacher_time: Duration::ZERO };
+    asker.ask(&work(&questions[..questions.len().min(WARM_UP_SEQUENCES)]), |_, _| {})?;
+    let started = Instant::now();
+    let answer = asker.ask(&work(&questions), |_, _| {})?;
+    let seconds = started.elapsed().as_secs_f64();
+    if stop.signal().is_some() {
+        return Err(interrupted(stop));
+    }
+
+    let lost_mass = lost_mass(&answer.records, &wide_spec, spec.top_k());
+    let records: Vec<Record> = answer.records.into_iter().map(|record| cut(record, wide_spec.top_k(), spec.top_k())).collect();
+    Ok(Estimate {
+        counts,
+        passes: config.passes,
+        padded_tokens,
+        sample: encode(scratch, &spec, records)?,
+        lost_mass,
+        temperature: spec.logits_temperature(),
+        hidden_layers: spec.hidden_layers().len(),
+        teacher_seconds_per_padded_token: seconds / answer.padded_tokens.max(1) as f64,
+    })
+}
+
+fn interrupted(stop: &Stop) -> Error {
+    Error::Interrupted { signal: stop.signal().unwrap_or(2), advice: "a dry run leaves nothing behind".to_owned() }
+}
+
+/// Counts the padding of every shard, and keeps an even sample of sequences: every stride-th, the stride doubling when the sample is full.
+struct Survey<'a> {
+    config: &'a Config,
+    sample: Vec<Sequence>,
+    stride: usize,
+    taken: usize,
+    lengths: Vec<usize>,
+    padded_tokens: u64,
+}
+
+impl<'a> Survey<'a> {
+    fn new(config: &'a Config) -> Self {
+        Self { config, sample: Vec::new(), stride: 1, taken: 0, lengths: Vec::new(), padded_tokens: 0 }
+    }
+
+    /// Always true: a survey reads to the end.
+    fn take(&mut self, sequence: Sequence) -> bool {
+        self.lengths.push(sequence.input_ids.len());
+        if self.lengths.len() == self.config.shard_sequences {
+            self.close_shard();
+        }
+        if self.taken.is_multiple_of(self.stride) {
+            if self.sample.len() == SAMPLE_SEQUENCES {
+                let mut number = 0;
+                self.sample.retain(|_| {
+                    number += 1;
+                    number % 2 == 1
+                });
+                self.stride *= 2;
+            }
+            if self.taken.is_multiple_of(self.stride) {
+                self.sample.push(sequence);
+            }
+        }
+        self.taken += 1;
+        true
+    }
+
+    fn close_shard(&mut self) {
+        let plans = crate::batch::plan(&self.lengths, self.config.batch_tokens);
+        self.padded_tokens += plans.iter().map(|plan| plan.padded_tokens() as u64).sum::<u64>();
+        self.lengths.clear();
+    }
+
+    fn end(mut self) -> (Vec<Sequence>, u64) {
+        self.close_shard();
+        (self.sample, self.padded_tokens)
+    }
+}
+
+/// The quantiles of -ln(a) for each k up to the vocabulary, the one asked for among them.
+fn lost_mass(records: &[Record], spec: &TargetSpec, asked_k: usize) -> Vec<(usize, MassSummary)> {
+    let mut sizes: Vec<usize> = SIZES_OF_K.into_iter().chain([asked_k]).filter(|k| *k <= spec.top_k()).collect();
+    sizes.sort_unstable();
+    sizes.dedup();
+    let temperatures = spec.temperatures().len();
+    let lost = |k: usize| {
+        let values = records.iter().flat_map(|record| {
+            let rows = record.top_logits.chunks_exact(spec.top_k()).zip(record.log_z.chunks_exact(temperatures));
+            rows.map(move |(logits, log_z)| {
+                let kept: f64 = logits[..k].iter().map(|logit| f64::from(*logit).exp()).sum();
+                (f64::from(log_z[0]) - kept.ln()).max(0.0)
+            })
+        });
+        MassSummary::of(values.collect())
+    };
+    sizes.into_iter().map(|k| (k, lost(k))).collect()
+}
+
+/// The record with its first `to` of `from` ids a position.
+fn cut(mut record: Record, from: usize, to: usize) -> Record {
+    record.top_ids = record.top_ids.chunks_exact(from).flat_map(|ids| &ids[..to]).copied().collect();
+    record.top_logits = record.top_logits.chunks_exact(from).flat_map(|logits| &logits[..to]).copied().collect();
+    record
+}
+
+/// The files the sample would make, as their entry tells.
+fn encode(scratch: &Path, spec: &TargetSpec, mut records: Vec<Record>) -> Result<ShardEntry> {
+    // A shard's sequences have no gaps; a sample's do.
+    for (number, record) in records.iter_mut().enumerate() {
+        record.sequence_id = number as u64;
+    }
+    let directory = scratch.join(format!("precompute-estimate-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
+    let digest = Fingerprint::of_bytes(b"a sample");
+    let fingerprints = Fingerprints { teacher: digest, tokenizer: digest, corpus: digest, run: digest };
+    let entry = write_shard(&directory, 0, spec, &fingerprints, &records);
+    std::fs::remove_dir_all(&directory).map_err(Error::io("remove", &directory))?;
+    entry
+}
+
+impl fmt::Display for Estimate {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { counts, sample, .. } = self;
+        let passes = u64::from(self.passes);
+        let tokens = counts.tokens * passes;
+        let per_token = |bytes: u64| bytes as f64 / sample.tokens.max(1) as f64;
+        let logits = per_token(sample.logits.bytes);
+        let with_hidden = logits + sample.hidden.as_ref().map_or(0.0, |hidden| per_token(hidden.bytes));
+        let (short, unknown) = (counts.dropped_short, counts.dropped_unknown);
+        writeln!(formatter, "documents   {} ({short} too short, {unknown} mostly unknown: dropped)", counts.documents)?;
+        let each = if passes > 1 { format!(" in each of {passes} passes") } else { String::new() };
+        writeln!(formatter, "sequences   {}{each}", counts.sequences)?;
+        writeln!(formatter, "tokens      {tokens}")?;
+        let padding = 1.0 - counts.tokens as f64 / self.padded_tokens.max(1) as f64;
+        writeln!(formatter, "padding     {:.1} % of the tokens fed to the teacher", 100.0 * padding)?;
+        writeln!(
+            formatter,
+            "lost mass   -ln(a) at T = {}, over {} positions of {} sequences:",
+            self.temperature, sample.positions, sample.logits.rows
+        )?;
+        writeln!(formatter, "            {:>5} {:>9} {:>9} {:>9}", "k", "mean", "90 %", "99 %")?;
+        for (k, mass) in &self.lost_mass {
+            writeln!(formatter, "            {k:>5} {:>9.2e} {:>9.2e} {:>9.2e}", mass.mean, mass.p90, mass.p99)?;
+        }
+        writeln!(formatter, "bytes/token {logits:.1} without hidden states, {with_hidden:.1} with those of {}", layers(self.hidden_layers))?;
+        writeln!(formatter, "size        {}", size(with_hidden * tokens as f64))?;
+        let seconds = self.teacher_seconds_per_padded_token * (self.padded_tokens * passes) as f64;
+        write!(formatter, "time        about {seconds:.0} s, {:.0} tokens/s", tokens as f64 / seconds.max(1e-9))
+    }
+}
+
+fn layers(count: usize) -> String {
+    if count == 1 { "1 layer".to_owned() } else { format!("{count} layers") }
+}
+
+fn size(bytes: f64) -> String {
+    match bytes {
+        bytes if bytes >= 1e9 => format!("{:.2} GB", bytes / 1e9),
+        bytes if bytes >= 1e6 => format!("{:.1} MB", bytes / 1e6),
+        bytes => format!("{:.1} kB", bytes / 1e3),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::Arguments;
+    use clap::Parser;
+
+    fn config() -> Config {
+        let line = "precompute --teacher t --corpus c --dry-run --shard-sequences 100";
+        Config::check(Arguments::try_parse_from(line.split_whitespace()).expect("a line"), 1).expect("it runs")
+    }
+
+    fn sequence(sequence_id: u64) -> Sequence {
+        Sequence { sequence_id, document_id: 0, input_ids: vec![1; 20], token_type_ids: vec![0; 20], words: vec![0; 20] }
+    }
+
+    #[test]
+    fn a_survey_samples_evenly_and_counts_everything() {
+        let config = config();
+        let mut survey = Survey::new(&config);
+        (0..1000).for_each(|id| assert!(survey.take(sequence(id))));
+        let (sample, padded_tokens) = survey.end();
+        assert_eq!(padded_tokens, 20_000, "equal lengths need no padding");
+        let ids: Vec<u64> = sample.iter().map(|sequence| sequence.sequence_id).collect();
+        assert_eq!(ids, (0..1000).step_by(8).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_smaller_k_keeps_the_largest() {
+        let record = Record { top_ids: vec![5, 6, 7, 1, 2, 3], top_logits: vec![0.0, -1.0, -2.0, 0.0, -3.0, -4.0], ..Record::default() };
+        let cut = cut(record, 3, 2);
+        assert_eq!((cut.top_ids, cut.top_logits), (vec![5, 6, 1, 2], vec![0.0, -1.0, 0.0, -3.0]));
+    }
+}

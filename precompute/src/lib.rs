@@ -1,0 +1,25 @@
+//! The teacher's side: from a corpus to Parquet shards.
+//!
+//! The order the data passes through:
+//!
+//! - [`cli`] -> [`config`]: what was typed, and what it means.
+//! - [`corpus`] -> [`tokenize`] -> [`window`] -> [`masking`] -> [`batch`]: from files to masked, padded batches.
+//! - [`teacher`] -> [`topk`]: the ONNX session and what is kept of its answers.
+//! - [`pipeline`]: the one place that knows the order; [`resume`]: where a run goes on; [`progress`]: what it says meanwhile.
+//! - [`estimate`]: what a run would cost (`--dry-run`).
+//!
+//! A stage never calls a sibling: they meet in [`pipeline`] and [`estimate`]. Nothing here knows the student.
+
+pub mod batch;
+pub mod cli;
+pub mod config;
+pub mod corpus;
+pub mod estimate;
+pub mod masking;
+pub mod pipeline;
+pub mod progress;
+pub mod resume;
+pub mod teacher;
+pub mod tokenize;
+pub mod topk;
+pub mod window;

@@ -1,0 +1,193 @@
+//! Everything a run reads, opened and fingerprinted before any work, and the settings that follow from it.
+
+use crate::config::{Config, TeacherFacts};
+use crate::corpus::{Corpus, CorpusOptions};
+use crate::teacher::{Prepared, Runtime, Teacher, TeacherFiles, locate, prepare, runtime};
+use crate::tokenize::DocumentTokenizer;
+use logitcache::cache::manifest::{FORMAT_VERSION, Fingerprints, Manifest, TeacherSummary};
+use logitcache::error::{Error, Result};
+use logitcache::fingerprint::Fingerprint;
+use logitcache::target::TargetSpec;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+/// What sequences are made from.
+pub struct Source {
+    /// The corpus.
+    pub corpus: Corpus,
+    /// The tokenizer.
+    pub tokenizer: DocumentTokenizer,
+}
+
+/// The open inputs of a run.
+pub struct Inputs {
+    /// The teacher's files.
+    pub files: TeacherFiles,
+    /// The loaded runtime.
+    pub runtime: Runtime,
+    /// The corpus and the tokenizer.
+    pub source: Source,
+    /// The exposed hidden states: layer -> tensor.
+    pub hidden_tensors: BTreeMap<u32, String>,
+}
+
+/// Opens the inputs. The teacher's graph is prepared, not yet handed to the runtime.
+///
+/// # Errors
+/// Those of each input: nothing is read that another one makes useless.
+pub fn open(config: &Config) -> Result<(Inputs, Prepared)> {
+    let options = CorpusOptions { document: config.document, text_field: config.text_field.clone() };
+    let corpus = Corpus::open(&config.corpus, options)?;
+    let files = locate(&config.teacher, config.tokenizer.as_deref())?;
+    let tokenizer = DocumentTokenizer::open(&files.tokenizer)?;
+    let prepared = prepare(&files, &config.hidden_layers, &config.hidden_tensors)?;
+    let runtime = runtime::load(config.onnxruntime.as_deref())?;
+    let hidden_tensors = prepared.hidden_tensors().clone();
+    Ok((Inputs { files, runtime, source: Source { corpus, tokenizer }, hidden_tensors }, prepared))
+}
+
+impl Inputs {
+    /// What the tokenizer and the teacher's answers tell; `vocabulary_size` and the rest come from the session, or from the manifest of an
+    /// earlier run with the same teacher.
+    pub fn facts(&self, session: SessionFacts) -> TeacherFacts {
+        TeacherFacts {
+            vocabulary_size: session.vocabulary_size,
+            maximum_length: session.maximum_length,
+            token_type_ids: session.token_type_ids,
+            hidden_layers: self.hidden_tensors.keys().copied().collect(),
+            hidden_size: if self.hidden_tensors.is_empty() { 0 } else { session.hidden_size },
+            tokenizer_size: self.source.tokenizer.vocabulary().len(),
+            tokenizer: self.files.tokenizer.clone(),
+        }
+    }
+
+    /// The manifest of this run before its first shard.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where an input cannot be read.
+    pub fn manifest(&self, config: &Config, spec: TargetSpec, teacher: TeacherSummary, content: &ContentDigests) -> Result<Manifest> {
+        let settings = self.settings(config, &spec);
+        let writer = format!("precompute {}", env!("CARGO_PKG_VERSION"));
+        let everything = json!({
+            "format_version": FORMAT_VERSION,
+            "settings": settings,
+            "spec": spec,
+            "teacher": content.teacher,
+            "tokenizer": content.tokenizer,
+            "corpus": content.corpus,
+        });
+        let bytes = serde_json::to_vec(&everything).map_err(Error::library("describe the run of", &self.files.model))?;
+        let fingerprints = Fingerprints {
+            teacher: content.teacher,
+            tokenizer: content.tokenizer,
+            corpus: content.corpus,
+            run: Fingerprint::of_bytes(&bytes),
+        };
+        Ok(Manifest {
+            format_version: FORMAT_VERSION,
+            writer,
+            spec,
+            fingerprints,
+            settings,
+            teacher,
+            counts: None,
+            shards: Vec::new(),
+            complete: false,
+        })
+    }
+
+    /// The settings that determine the bytes, under the names that are typed.
+    ///
+    /// The runtime's version and the tokens of a batch are among them, since either can change the last bit of an answer. The number of threads
+    /// is not: ONNX Runtime 1.32 gave the demo's teacher the same bits on 1, 2, 3, 4 and 8 threads, and a run should be able to continue on a
+    /// machine with more cores.
+    fn settings(&self, config: &Config, spec: &TargetSpec) -> BTreeMap<String, Value> {
+        let (special, vocabulary) = (self.source.tokenizer.special(), self.source.tokenizer.vocabulary());
+        let token = |id: u32| vocabulary.get(id as usize).map_or("none", String::as_str);
+        let special = json!({ "mask": token(special.mask), "pad": token(special.pad), "unknown": special.unknown.map_or("none", token) });
+        let hidden: BTreeMap<String, &String> = self.hidden_tensors.iter().map(|(layer, name)| (layer.to_string(), name)).collect();
+        let pairs = [
+            ("top-k", json!(spec.top_k())),
+            ("temperature", numbers(&config.temperatures)),
+            ("hidden-layers", json!(hidden)),
+            ("max-length", json!(config.max_length)),
+            ("min-tokens", json!(config.min_tokens)),
+            ("document", json!(config.document.to_string())),
+            ("text-field", json!(config.text_field)),
+            ("mask-probability", json!(config.mask_probability)),
+            ("mask-smoothing", config.mask_smoothing.map_or(json!("off"), |exponent| json!(exponent))),
+            ("whole-word", json!(config.whole_word)),
+            ("positions", positions(spec)),
+            ("passes", json!(config.passes)),
+            ("seed", json!(config.seed)),
+            ("precision", json!(spec.precision())),
+            ("shard-sequences", json!(config.shard_sequences)),
+            ("batch-tokens", json!(config.batch_tokens)),
+            ("provider", json!(config.provider)),
+            ("onnxruntime", json!(self.runtime.version)),
+            ("special-tokens", special),
+        ];
+        pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+}
+
+/// What the session tells of the teacher.
+#[derive(Clone, Copy, Debug)]
+pub struct SessionFacts {
+    /// Length of a logits row.
+    pub vocabulary_size: usize,
+    /// Positions the model can take.
+    pub maximum_length: Option<usize>,
+    /// Whether the graph takes segment ids.
+    pub token_type_ids: bool,
+    /// Width of a hidden state.
+    pub hidden_size: usize,
+}
+
+impl SessionFacts {
+    /// Those of an open session.
+    pub fn of(teacher: &Teacher) -> Self {
+        Self {
+            vocabulary_size: teacher.vocabulary_size(),
+            maximum_length: teacher.maximum_length(),
+            token_type_ids: teacher.has_token_type_ids(),
+            hidden_size: teacher.hidden_size(),
+        }
+    }
+}
+
+/// Digests of what the run reads.
+#[derive(Clone, Debug)]
+pub struct ContentDigests {
+    teacher: Fingerprint,
+    tokenizer: Fingerprint,
+    corpus: Fingerprint,
+}
+
+impl ContentDigests {
+    /// Reads every input once, the corpus included.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where one cannot be read.
+    pub fn of(inputs: &Inputs, prepared: &Prepared) -> Result<Self> {
+        let (tokenizer, corpus) = (Fingerprint::of_file(&inputs.files.tokenizer)?, inputs.source.corpus.fingerprint()?);
+        let mut files = prepared.model_files();
+        let mut teacher = Fingerprint::of_file(files.next().unwrap_or(&inputs.files.model))?;
+        for weights in files {
+            teacher = Fingerprint::of_bytes(format!("{teacher}{}", Fingerprint::of_file(weights)?).as_bytes());
+        }
+        Ok(Self { teacher, tokenizer, corpus })
+    }
+}
+
+fn positions(spec: &TargetSpec) -> Value {
+    match spec.positions() {
+        logitcache::target::PositionRule::Share(share) => numbers(&[share])[0].clone(),
+        rule => json!(rule),
+    }
+}
+
+/// Numbers as they were typed: 0.3, not the 0.30000001192092896 that a widened f32 prints.
+fn numbers(values: &[f32]) -> Value {
+    values.iter().map(|value| value.to_string().parse::<f64>().map_or(Value::Null, |value| json!(value))).collect()
+}

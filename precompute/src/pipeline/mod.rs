@@ -1,0 +1,281 @@
+//! The one place that knows the order.
+//!
+//! ```text
+//! produce thread            this thread                       publish thread
+//! corpus -> tokens ->
+//! sequences -> masks ->
+//! batches  --(1 shard)-->   teacher -> top-k -> records  --(hand over)-->  shard files -> manifest.json, timing.json
+//! ```
+//!
+//! Both channels are bounded, so memory holds the shard being made, the one ahead and the one being written, however large the corpus is.
+//! A thread that fails drops its end of a channel, the others notice and end; the error of the earliest shard is the one returned.
+
+pub mod ask;
+pub mod inputs;
+pub mod produce;
+pub mod publish;
+pub mod stop;
+pub mod summary;
+
+use crate::config::Config;
+use crate::progress::{Position, Progress};
+use crate::resume::{Claim, Decision, claim};
+use crate::teacher::{Prepared, Teacher};
+use crate::window::WindowCounts;
+use ask::Asker;
+use inputs::{ContentDigests, Inputs, SessionFacts};
+use logitcache::atomic_file::write_bytes_atomically;
+use logitcache::cache::manifest::{CorpusCounts, Manifest};
+use logitcache::cache::writer::write_vocabulary;
+use logitcache::error::{Error, Result};
+use logitcache::target::TargetSpec;
+use produce::Produced;
+use publish::{Publication, Timing};
+use rayon::ThreadPool;
+use std::path::Path;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+pub use stop::Stop;
+pub use summary::Summary;
+
+/// How often a wait for the producer looks at the request to stop.
+const STOP_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Makes the cache that `config` describes, or completes it, or finds it complete.
+///
+/// # Errors
+/// [`Error::Usage`] where the flags, the teacher and the directory do not go together; [`Error::Data`], [`Error::Io`] and
+/// [`Error::Library`] of the inputs and the disk; [`Error::Interrupted`] after the current shard where `stop` says so.
+pub fn run(config: &Config, directory: &Path, stop: &Stop, progress: &mut Progress) -> Result<Summary> {
+    let (inputs, prepared) = inputs::open(config)?;
+    progress.note(&format!("ONNX Runtime {} from {}", inputs.runtime.version, inputs.runtime.library.display()));
+    let content = ContentDigests::of(&inputs, &prepared)?;
+    let claim = claim(directory)?;
+    if let Some(summary) = complete_already(config, &inputs, &content, &claim)? {
+        return Ok(summary);
+    }
+    let pool = thread_pool(config)?;
+    let (teacher, spec) = session(config, &inputs, prepared)?;
+    if spec.top_k() < config.top_k as usize {
+        progress.note(&format!("--top-k {} is cut to the vocabulary's {}", config.top_k, spec.top_k()));
+    }
+    let asked = inputs.manifest(config, spec, teacher.summary().clone(), &content)?;
+    let Decision::Continue(shards) = claim.decide(&asked)? else {
+        return Err(Error::invalid("resume", "one decision for one manifest", "two"));
+    };
+    tell_what_is_kept(&claim, shards.len(), progress);
+    let manifest = Manifest { shards, ..asked };
+    publish_companions(directory, &inputs)?;
+    manifest.write(directory)?;
+    let run = Run { config, inputs: &inputs, directory, pool: &pool, stop };
+    let manifest = run.make_shards(manifest, teacher, progress)?;
+    progress.end();
+    Ok(Summary { directory: directory.to_owned(), manifest, timing: Timing::read(directory), reused: false })
+}
+
+/// The threads for everything around the session.
+///
+/// # Errors
+/// [`Error::Library`] where the system gives no threads.
+pub fn thread_pool(config: &Config) -> Result<ThreadPool> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(config.threads).build();
+    pool.map_err(Error::library("start threads for", &config.teacher))
+}
+
+/// Opens the session and derives from it what a record promises.
+///
+/// # Errors
+/// Those of the session, and of [`Config::target_spec`].
+pub fn session(config: &Config, inputs: &Inputs, prepared: Prepared) -> Result<(Teacher, TargetSpec)> {
+    let teacher = Teacher::open(&inputs.runtime, prepared, config.threads, &config.provider)?;
+    let spec = config.target_spec(&inputs.facts(SessionFacts::of(&teacher)))?;
+    Ok((teacher, spec))
+}
+
+/// The summary of a cache that is complete and has these settings, found without opening the session: what only it could tell follows from
+/// the stored promise, since the teacher's fingerprint is compared too.
+fn complete_already(config: &Config, inputs: &Inputs, content: &ContentDigests, claim: &Claim) -> Result<Option<Summary>> {
+    let Some(stored) = claim.stored() else { return Ok(None) };
+    let facts = SessionFacts {
+        vocabulary_size: stored.spec.vocabulary_size(),
+        maximum_length: None,
+        token_type_ids: stored.spec.token_type_ids(),
+        hidden_size: stored.spec.hidden_size(),
+    };
+    let mut facts = inputs.facts(facts);
+    // Whether the tokenizer fits its teacher is for the session to say.
+    facts.tokenizer_size = facts.tokenizer_size.min(facts.vocabulary_size);
+    if facts.hidden_size == 0 {
+        // The stored run had none, so this one differs where it has some, whatever their width.
+        facts.hidden_size = usize::from(!facts.hidden_layers.is_empty());
+    }
+    let spec = config.target_spec(&facts)?;
+    let asked = inputs.manifest(config, spec, stored.teacher.clone(), content)?;
+    if claim.decide(&asked)? != Decision::Complete {
+        return Ok(None);
+    }
+    let directory = claim.directory();
+    publish_companions(directory, inputs)?;
+    Ok(Some(Summary { directory: directory.to_owned(), manifest: stored.clone(), timing: Timing::read(directory), reused: true }))
+}
+
+fn tell_what_is_kept(claim: &Claim, kept: usize, progress: &Progress) {
+    let Some(stored) = claim.stored() else { return };
+    let lost = stored.shards.len() - kept;
+    if lost > 0 {
+        let first = &stored.shards[kept].logits.name;
+        progress.note(&format!("{first} or its hidden states are not there whole: {lost} listed shards are made again"));
+    }
+    progress.note(&format!("continuing after {kept} complete shards in {}", claim.directory().display()));
+}
+
+/// The files beside the shards: the vocabulary, and the teacher's tokenizer and configuration. Those that are there are left.
+fn publish_companions(directory: &Path, inputs: &Inputs) -> Result<()> {
+    let vocabulary = inputs.source.tokenizer.vocabulary();
+    if !directory.join("vocabulary.parquet").exists() {
+        write_vocabulary(directory, vocabulary)?;
+    }
+    let folder = directory.join("teacher");
+    std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+    for file in &inputs.files.companions {
+        let Some(name) = file.file_name() else { continue };
+        if !folder.join(name).exists() {
+            write_bytes_atomically(&folder.join(name), &std::fs::read(file).map_err(Error::io("read", file))?)?;
+        }
+    }
+    Ok(())
+}
+
+/// How the questions ended.
+enum Ended {
+    /// With the corpus.
+    Corpus(WindowCounts),
+    /// At a signal, after a whole shard.
+    Stopped(i32),
+    /// Because no one publishes any more; the publisher has the error.
+    Unpublished,
+}
+
+struct Run<'a> {
+    config: &'a Config,
+    inputs: &'a Inputs,
+    directory: &'a Path,
+    pool: &'a ThreadPool,
+    stop: &'a Stop,
+}
+
+impl Run<'_> {
+    /// Makes every shard after those that `manifest` lists; returns the complete manifest, which is then on disk.
+    fn make_shards(&self, manifest: Manifest, teacher: Teacher, progress: &mut Progress) -> Result<Manifest> {
+        let (done, spec) = (manifest.shards.clone(), manifest.spec.clone());
+        let earlier = Timing::read(self.directory);
+        let earlier = if done.is_empty() { Timing::default() } else { earlier };
+        let started = Instant::now();
+        let model = self.inputs.files.model.clone();
+        let mut asker = Asker { teacher, spec: &spec, pool: self.pool, model, teacher_time: Duration::ZERO };
+        let (ended, manifest) = std::thread::scope(|scope| {
+            let (work_sender, work) = sync_channel(1);
+            // Of capacity 0: a finished shard waits in this thread's hands, not in a third place.
+            let (answer_sender, answers) = sync_channel(0);
+            let producer = scope.spawn(|| {
+                // Moved in, so that the channel closes when the thread ends.
+                let work_sender = work_sender;
+                produce::produce(self.config, &self.inputs.source, &done, self.pool, self.stop, &work_sender);
+            });
+            let publisher = scope.spawn(|| publish::publish(self.directory, manifest, earlier, started, answers));
+            let ended = self.ask_all(&mut asker, work, answer_sender, progress);
+            let published = publisher.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            producer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            // The publisher is always at an earlier shard than the teacher, and the teacher than the producer.
+            published.and_then(|manifest| Ok((ended?, manifest)))
+        })?;
+        self.conclude(ended, manifest)
+    }
+
+    /// Takes the receiver and the sender, so that both neighbours end when this returns.
+    fn ask_all(
+        &self,
+        asker: &mut Asker<'_>,
+        work: Receiver<Result<Produced>>,
+        answers: SyncSender<Publication>,
+        progress: &mut Progress,
+    ) -> Result<Ended> {
+        let mut position = Position::default();
+        let mut first = true;
+        loop {
+            if let Some(signal) = self.stop.signal() {
+                return Ok(Ended::Stopped(signal));
+            }
+            let shard = match work.recv_timeout(STOP_INTERVAL) {
+                Ok(Ok(Produced::Shard(shard))) => shard,
+                Ok(Ok(Produced::End(counts))) => return Ok(Ended::Corpus(counts)),
+                Ok(Err(error)) => return Err(error),
+                Err(RecvTimeoutError::Timeout) => continue,
+                // Only a request to stop ends the producer without a word.
+                Err(RecvTimeoutError::Disconnected) => return Ok(Ended::Stopped(self.stop.signal().unwrap_or(2))),
+            };
+            if std::mem::take(&mut first) {
+                progress.begin(shard.share[0]);
+            }
+            let answer = self.ask_shard(asker, &shard, &mut position, progress)?;
+            if answers.send((answer, asker.teacher_time.as_secs_f64())).is_err() {
+                return Ok(Ended::Unpublished);
+            }
+        }
+    }
+
+    fn ask_shard(
+        &self,
+        asker: &mut Asker<'_>,
+        shard: &produce::ShardWork,
+        position: &mut Position,
+        progress: &mut Progress,
+    ) -> Result<ask::ShardAnswer> {
+        let [from, to] = shard.share;
+        let shard_tokens: usize = shard.questions.iter().map(|question| question.sequence.input_ids.len()).sum();
+        let (mut shard_done, mut told) = (0, false);
+        position.shard = shard.index;
+        asker.ask(shard, |sequences, tokens| {
+            shard_done += tokens;
+            position.sequences += sequences;
+            position.tokens += tokens;
+            position.share = from + (to - from) * shard_done as f64 / shard_tokens.max(1) as f64;
+            progress.advance(position);
+            if self.stop.signal().is_some() && !std::mem::replace(&mut told, true) {
+                progress.note(&format!("stopping after shard {}; once more ends at once, without it", shard.index));
+            }
+        })
+    }
+
+    /// Marks the manifest complete, or says how to continue.
+    fn conclude(&self, ended: Ended, mut manifest: Manifest) -> Result<Manifest> {
+        match ended {
+            Ended::Corpus(counts) => {
+                manifest.counts = Some(corpus_counts(&counts, &manifest));
+                manifest.complete = true;
+                manifest.write(self.directory)?;
+                Ok(manifest)
+            }
+            Ended::Stopped(signal) => {
+                let (shards, directory) = (manifest.shards.len(), self.directory.display());
+                let advice = format!("{shards} shards are complete in {directory}; the same command continues after them");
+                Err(Error::Interrupted { signal, advice })
+            }
+            Ended::Unpublished => Err(Error::invalid("publisher", "an error of its own", "none")),
+        }
+    }
+}
+
+fn corpus_counts(counts: &WindowCounts, manifest: &Manifest) -> CorpusCounts {
+    let sum = |part: fn(&logitcache::cache::manifest::ShardEntry) -> u64| manifest.shards.iter().map(part).sum();
+    CorpusCounts {
+        documents: counts.documents,
+        dropped_short: counts.dropped_short,
+        dropped_unknown: counts.dropped_unknown,
+        sequences: counts.sequences,
+        tokens: sum(|shard| shard.tokens),
+        padded_tokens: sum(|shard| shard.padded_tokens),
+        positions: sum(|shard| shard.positions),
+        masked: sum(|shard| shard.masked),
+    }
+}

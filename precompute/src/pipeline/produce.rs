@@ -1,0 +1,232 @@
+//! The first thread: corpus -> tokens -> sequences -> masked, batched shards, a shard ahead of the teacher.
+
+use super::inputs::Source;
+use super::stop::Stop;
+use crate::batch::{BatchPlan, pad, plan};
+use crate::config::Config;
+use crate::corpus::{Document, Documents};
+use crate::masking::{Masked, Masking, MaskingRules, count_tokens};
+use crate::teacher::TeacherBatch;
+use crate::window::{Sequence, WindowCounts, WindowRules, Windows};
+use logitcache::cache::manifest::ShardEntry;
+use logitcache::error::{Error, Result};
+use logitcache::target::PositionRule;
+use rayon::ThreadPool;
+use rayon::prelude::*;
+use std::sync::mpsc::SyncSender;
+
+/// Documents tokenised together: enough to keep every thread busy, few enough to be forgotten soon.
+const CHUNK_DOCUMENTS: usize = 256;
+
+/// A sequence as the teacher will see it, and what is asked about it.
+#[derive(Clone, Debug)]
+pub struct Question {
+    /// The sequence before masking.
+    pub sequence: Sequence,
+    /// Its masked ids and the labels.
+    pub masked: Masked,
+    /// The positions asked, ascending.
+    pub positions: Vec<u16>,
+}
+
+/// A shard's questions.
+#[derive(Debug)]
+pub struct ShardWork {
+    /// The shard's number.
+    pub index: u32,
+    /// Its pass.
+    pub pass: u16,
+    /// In sequence order.
+    pub questions: Vec<Question>,
+    /// Which questions make a batch, and the batch itself.
+    pub batches: Vec<(BatchPlan, TeacherBatch)>,
+    /// Shares of the whole run that are done before and after this shard, in 0..=1.
+    pub share: [f64; 2],
+}
+
+/// What the producer sends.
+#[derive(Debug)]
+pub enum Produced {
+    /// The next shard to ask about.
+    Shard(ShardWork),
+    /// The corpus has ended in every pass.
+    End(WindowCounts),
+}
+
+/// Sends every shard from the one after `done`, then the end. Returns early where the receiver is gone or the run is asked to stop.
+///
+/// # Errors
+/// Those of the corpus, the tokenizer and the masking; sent, so that they are seen after the shards before them.
+pub fn produce(
+    config: &Config,
+    source: &Source,
+    done: &[ShardEntry],
+    pool: &ThreadPool,
+    stop: &Stop,
+    sender: &SyncSender<Result<Produced>>,
+) {
+    let producer = Producer { config, source, pool, stop };
+    if let Err(error) = producer.run(done, sender) {
+        // A receiver that is gone has met an error of its own, which came first.
+        let _ = sender.send(Err(error));
+    }
+}
+
+/// The masking of a run; counts the whole corpus first where smoothing asks for it.
+///
+/// # Errors
+/// Those of the corpus, the tokenizer and the masking.
+pub fn masking(config: &Config, source: &Source, pool: &ThreadPool, stop: &Stop) -> Result<Masking> {
+    let rules = MaskingRules { probability: config.mask_probability, whole_word: config.whole_word, seed: config.seed };
+    let masking = Masking::new(rules, source.tokenizer.special(), source.tokenizer.vocabulary())?;
+    let Some(exponent) = config.mask_smoothing else { return Ok(masking) };
+    let mut counts = vec![0; source.tokenizer.vocabulary().len()];
+    read_pass(config, source, pool, stop, |sequence, _| {
+        count_tokens(&mut counts, &sequence.input_ids);
+        true
+    })?;
+    masking.with_smoothing(&counts, exponent)
+}
+
+/// Gives every sequence of the corpus to `take`, in order, with the raw bytes read so far, until it returns false or the run is asked to stop.
+/// Returns the counts, and whether the corpus came to its end.
+///
+/// # Errors
+/// Those of the corpus, the tokenizer and the windows; [`Error::Data`] where every document was dropped.
+pub fn read_pass(
+    config: &Config,
+    source: &Source,
+    pool: &ThreadPool,
+    stop: &Stop,
+    mut take: impl FnMut(Sequence, u64) -> bool,
+) -> Result<(WindowCounts, bool)> {
+    let frame = source.tokenizer.frame();
+    let rules = WindowRules::new(config.max_length, config.min_tokens, frame)?;
+    let mut windows = Windows::new(rules, frame, source.tokenizer.special());
+    let mut documents = source.corpus.documents();
+    loop {
+        let (chunk, bytes) = next_chunk(&mut documents)?;
+        if chunk.is_empty() {
+            break;
+        }
+        let encoded = pool.install(|| source.tokenizer.encode_batch(&chunk))?;
+        for ((document, encoded), bytes) in chunk.iter().zip(&encoded).zip(bytes) {
+            for sequence in windows.cut(document.id, encoded) {
+                if stop.signal().is_some() || !take(sequence, bytes) {
+                    return Ok((windows.counts(), false));
+                }
+            }
+        }
+    }
+    let counts = windows.counts();
+    if counts.sequences == 0 {
+        let found = format!("{} documents, all of them too short or mostly unknown to the tokenizer", counts.documents);
+        let expected = format!("at least one document of {} tokens", config.min_tokens);
+        return Err(Error::data(
+            &config.corpus[0],
+            "documents",
+            expected,
+            found,
+            "lower --min-tokens, or give this teacher another corpus",
+        ));
+    }
+    Ok((counts, true))
+}
+
+/// The next documents, and for each the raw bytes read when it was there.
+fn next_chunk(documents: &mut Documents) -> Result<(Vec<Document>, Vec<u64>)> {
+    let (mut chunk, mut bytes) = (Vec::with_capacity(CHUNK_DOCUMENTS), Vec::with_capacity(CHUNK_DOCUMENTS));
+    while chunk.len() < CHUNK_DOCUMENTS {
+        let Some(document) = documents.next() else { break };
+        chunk.push(document?);
+        bytes.push(documents.bytes_read());
+    }
+    Ok((chunk, bytes))
+}
+
+struct Producer<'a> {
+    config: &'a Config,
+    source: &'a Source,
+    pool: &'a ThreadPool,
+    stop: &'a Stop,
+}
+
+impl Producer<'_> {
+    fn run(&self, done: &[ShardEntry], sender: &SyncSender<Result<Produced>>) -> Result<()> {
+        let masking = masking(self.config, self.source, self.pool, self.stop)?;
+        let first_pass = done.last().map_or(0, |shard| shard.pass);
+        // The passes before it are complete, so they need not be read again.
+        let mut index = done.iter().take_while(|shard| shard.pass < first_pass).count() as u32;
+        for pass in first_pass..self.config.passes {
+            let mut group = Vec::with_capacity(self.config.shard_sequences);
+            let mut bytes_read = 0;
+            let mut share_before = self.share(pass, 0);
+            let mut send_group = |group: Vec<Sequence>, bytes: u64| {
+                let share = [share_before, self.share(pass, bytes)];
+                share_before = share[1];
+                index += 1;
+                if index as usize <= done.len() {
+                    return true;
+                }
+                sender.send(Ok(Produced::Shard(self.shard(index - 1, pass, group, share, &masking)))).is_ok()
+            };
+            let (counts, ended) = read_pass(self.config, self.source, self.pool, self.stop, |sequence, bytes| {
+                group.push(sequence);
+                bytes_read = bytes;
+                group.len() < self.config.shard_sequences || send_group(std::mem::take(&mut group), bytes)
+            })?;
+            if !ended || (!group.is_empty() && !send_group(group, bytes_read)) {
+                return Ok(());
+            }
+            if pass + 1 == self.config.passes {
+                let _ = sender.send(Ok(Produced::End(counts)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Share of the run that is done when so many bytes of the corpus are read in `pass`.
+    fn share(&self, pass: u16, bytes: u64) -> f64 {
+        (f64::from(pass) + bytes as f64 / self.source.corpus.bytes().max(1) as f64) / f64::from(self.config.passes)
+    }
+
+    fn shard(&self, index: u32, pass: u16, sequences: Vec<Sequence>, share: [f64; 2], masking: &Masking) -> ShardWork {
+        let rule = self.config.positions;
+        let questions: Vec<Question> =
+            self.pool.install(|| sequences.into_par_iter().map(|sequence| question(masking, rule, pass, sequence)).collect());
+        let batches = batches(&questions, self.config.batch_tokens, self.source.tokenizer.special().pad);
+        ShardWork { index, pass, questions, batches, share }
+    }
+}
+
+/// Masks a sequence and draws the positions asked.
+pub fn question(masking: &Masking, rule: PositionRule, pass: u16, sequence: Sequence) -> Question {
+    let masked = masking.mask(pass, sequence.sequence_id, &sequence.input_ids, &sequence.words);
+    let positions = masking.positions(rule, pass, sequence.sequence_id, &sequence.input_ids, &masked.labels);
+    Question { sequence, masked, positions }
+}
+
+/// The batches of a shard, each within the budget.
+pub fn batches(questions: &[Question], budget_tokens: usize, pad_id: u32) -> Vec<(BatchPlan, TeacherBatch)> {
+    let lengths: Vec<usize> = questions.iter().map(|question| question.sequence.input_ids.len()).collect();
+    let plans = plan(&lengths, budget_tokens).into_iter();
+    let batch = |plan: BatchPlan| {
+        let rows = plan.rows.iter().map(|row| {
+            let question = &questions[*row];
+            (question.masked.input_ids.as_slice(), question.sequence.token_type_ids.as_slice())
+        });
+        let padded = pad(rows, plan.length, pad_id);
+        let batch = TeacherBatch {
+            rows: plan.rows.len(),
+            length: plan.length,
+            input_ids: padded.input_ids,
+            attention_mask: padded.attention_mask,
+            token_type_ids: padded.token_type_ids,
+        };
+        (plan, batch)
+    };
+    plans.map(batch).collect()
+}
+
+#[cfg(test)]
+mod tests;

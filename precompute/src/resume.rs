@@ -1,0 +1,251 @@
+//! What a directory holds already, and whether this run may continue it.
+//!
+//! Nothing that the manifest does not list ever happened, and what it lists is believed only as far as the files are there with their
+//! sizes. So a run that was stopped or killed goes on after the last shard that is whole.
+
+use logitcache::cache::manifest::{FileEntry, MANIFEST_FILE, Manifest, ShardEntry};
+use logitcache::error::{Error, Result};
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+
+const LOCK_FILE: &str = ".lock";
+
+/// A cache directory that is this run's alone while the value lives.
+#[derive(Debug)]
+pub struct Claim {
+    directory: PathBuf,
+    stored: Option<Manifest>,
+    /// Held for its lock, which the system drops with the process, however it ends.
+    _lock: File,
+}
+
+/// What is left to do.
+#[derive(Debug, PartialEq)]
+pub enum Decision {
+    /// Every shard is there.
+    Complete,
+    /// These shards are there, from 0 without gaps; the next one is to be made.
+    Continue(Vec<ShardEntry>),
+}
+
+/// Takes `directory` for this run, making it where it does not exist.
+///
+/// # Errors
+/// [`Error::Usage`] for a directory that holds other files and no manifest (it is left untouched), or one another run is writing;
+/// [`Error::Data`] for a manifest that cannot be read.
+pub fn claim(directory: &Path) -> Result<Claim> {
+    fs::create_dir_all(directory).map_err(Error::io("create", directory))?;
+    let holds_manifest = directory.join(MANIFEST_FILE).exists();
+    if !holds_manifest {
+        refuse_foreign_files(directory)?;
+    }
+    let lock = lock(directory)?;
+    // Read after the lock is held: another run may have ended in between.
+    let stored = if directory.join(MANIFEST_FILE).exists() { Some(Manifest::read(directory)?) } else { None };
+    Ok(Claim { directory: directory.to_owned(), stored, _lock: lock })
+}
+
+fn refuse_foreign_files(directory: &Path) -> Result<()> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(directory).map_err(Error::io("list", directory))? {
+        let name = entry.map_err(Error::io("list", directory))?.file_name().to_string_lossy().into_owned();
+        // What an earlier run leaves when it ends before its first manifest.
+        if name != LOCK_FILE && !(name.starts_with('.') && name.ends_with(".partial")) {
+            names.push(name);
+        }
+    }
+    names.sort();
+    let Some(first) = names.first() else { return Ok(()) };
+    let others = if names.len() > 1 { format!(" and {} more", names.len() - 1) } else { String::new() };
+    let expected = "a new or empty directory, or a cache begun with the same settings";
+    let found = format!("`{first}`{others} and no {MANIFEST_FILE} in {}", directory.display());
+    Err(Error::usage("--out", expected, found, "name another directory"))
+}
+
+fn lock(directory: &Path) -> Result<File> {
+    let path = directory.join(LOCK_FILE);
+    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(Error::io("create", &path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            let found = format!("another run at work in {}", directory.display());
+            Err(Error::usage("--out", "a directory that no other run is writing", found, "wait for it, or name another directory"))
+        }
+        Err(TryLockError::Error(error)) => Err(Error::io("lock", &path)(error)),
+    }
+}
+
+impl Claim {
+    /// The directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The manifest an earlier run left.
+    pub fn stored(&self) -> Option<&Manifest> {
+        self.stored.as_ref()
+    }
+
+    /// What is left to do for the run that `asked` describes (its shards are not looked at).
+    ///
+    /// # Errors
+    /// [`Error::Usage`] where an earlier run had other settings, listing each with both values.
+    pub fn decide(&self, asked: &Manifest) -> Result<Decision> {
+        let Some(stored) = &self.stored else { return Ok(Decision::Continue(Vec::new())) };
+        refuse_other_settings(&self.directory, stored, asked)?;
+        let whole = stored.shards.iter().take_while(|shard| is_whole(&self.directory, shard)).count();
+        if stored.complete && whole == stored.shards.len() {
+            return Ok(Decision::Complete);
+        }
+        Ok(Decision::Continue(stored.shards[..whole].to_vec()))
+    }
+}
+
+fn refuse_other_settings(directory: &Path, stored: &Manifest, asked: &Manifest) -> Result<()> {
+    let differing = stored.differing_settings(asked);
+    if differing.is_empty() {
+        return Ok(());
+    }
+    let list = |value: fn(&(String, String, String)) -> String| differing.iter().map(value).collect::<Vec<_>>().join(", ");
+    let expected =
+        format!("the settings that {} was begun with ({})", directory.display(), list(|(key, stored, _)| format!("{key} {stored}")));
+    let found = list(|(key, _, asked)| format!("{key} {asked}"));
+    Err(Error::usage("--out", expected, found, "give the same settings to continue it, or name another directory"))
+}
+
+fn is_whole(directory: &Path, shard: &ShardEntry) -> bool {
+    let has_its_size = |file: &FileEntry| fs::metadata(directory.join(&file.name)).is_ok_and(|found| found.len() == file.bytes);
+    has_its_size(&shard.logits) && shard.hidden.as_ref().is_none_or(has_its_size)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use logitcache::cache::manifest::{CorpusCounts, FORMAT_VERSION, Fingerprints, MassSummary, TeacherSummary};
+    use logitcache::fingerprint::Fingerprint;
+    use logitcache::target::{PositionRule, Precision, TargetSpec, Task, UncheckedTargetSpec};
+    use std::collections::BTreeMap;
+
+    fn manifest(settings: &[(&str, u64)]) -> Manifest {
+        let digest = Fingerprint::of_bytes(b"");
+        let spec = UncheckedTargetSpec {
+            task: Task::MaskedLm,
+            vocabulary_size: 10,
+            top_k: 4,
+            temperatures: vec![2.0, 1.0],
+            positions: PositionRule::Tokens,
+            hidden_layers: vec![],
+            hidden_size: 0,
+            token_type_ids: false,
+            precision: Precision::Float16,
+        };
+        Manifest {
+            format_version: FORMAT_VERSION,
+            writer: "test".to_owned(),
+            spec: TargetSpec::try_from(spec).expect("a valid spec"),
+            fingerprints: Fingerprints { teacher: digest, tokenizer: digest, corpus: digest, run: digest },
+            settings: settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).into())).collect(),
+            teacher: TeacherSummary {
+                parameters: 1,
+                layers: 1,
+                hidden_size: 1,
+                provider: "cpu".to_owned(),
+                logits_output: "logits".to_owned(),
+                hidden_tensors: BTreeMap::new(),
+            },
+            counts: None,
+            shards: Vec::new(),
+            complete: false,
+        }
+    }
+
+    /// Writes a shard's file and lists it.
+    fn add_shard(manifest: &mut Manifest, directory: &Path) {
+        let index = manifest.shards.len() as u32;
+        let name = format!("logits-{index:05}.parquet");
+        fs::write(directory.join(&name), b"12345678").expect("a writable directory");
+        let logits = FileEntry { name, rows: 2, bytes: 8, sha256: Fingerprint::of_bytes(b"12345678") };
+        let first_sequence = u64::from(index) * 2;
+        let minus_log_stored_mass = MassSummary { mean: 0.0, p90: 0.0, p99: 0.0 };
+        manifest.shards.push(ShardEntry {
+            index,
+            pass: 0,
+            first_sequence,
+            tokens: 4,
+            padded_tokens: 4,
+            positions: 2,
+            masked: 1,
+            logits,
+            hidden: None,
+            minus_log_stored_mass,
+        });
+    }
+
+    #[test]
+    fn a_new_directory_starts_from_nothing() {
+        let parent = tempfile::tempdir().expect("a temporary directory");
+        let claim = claim(&parent.path().join("a/b")).expect("made on the way");
+        assert_eq!(claim.decide(&manifest(&[])).expect("nothing to refuse"), Decision::Continue(vec![]));
+    }
+
+    #[test]
+    fn foreign_files_are_refused_and_left_alone() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        fs::write(directory.path().join("thesis.tex"), b"x").expect("a writable directory");
+        let error = claim(directory.path()).expect_err("a foreign file");
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("thesis.tex"), "{error}");
+        assert!(!directory.path().join(LOCK_FILE).exists(), "nothing is written into a foreign directory");
+    }
+
+    #[test]
+    fn leftovers_of_a_killed_start_are_no_foreign_files() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        fs::write(directory.path().join(".manifest.json.partial"), b"{").expect("a writable directory");
+        fs::write(directory.path().join(LOCK_FILE), b"").expect("a writable directory");
+        assert!(claim(directory.path()).is_ok());
+    }
+
+    #[test]
+    fn two_runs_never_share_a_directory() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let first = claim(directory.path()).expect("the first run");
+        let error = claim(directory.path()).expect_err("the second run");
+        assert!(error.to_string().contains("another run"), "{error}");
+        drop(first);
+        assert!(claim(directory.path()).is_ok(), "the lock ends with its run");
+    }
+
+    #[test]
+    fn shards_are_believed_up_to_the_first_that_is_not_whole() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let mut stored = manifest(&[]);
+        for _ in 0..3 {
+            add_shard(&mut stored, directory.path());
+        }
+        stored.complete = true;
+        stored.counts = Some(CorpusCounts::default());
+        stored.write(directory.path()).expect("a valid manifest");
+        let decide = || claim(directory.path()).expect("ours").decide(&manifest(&[])).expect("the same settings");
+        assert_eq!(decide(), Decision::Complete);
+
+        fs::write(directory.path().join("logits-00001.parquet"), b"1234567").expect("a writable directory");
+        assert_eq!(decide(), Decision::Continue(stored.shards[..1].to_vec()), "cut short");
+        fs::remove_file(directory.path().join("logits-00000.parquet")).expect("it is there");
+        assert_eq!(decide(), Decision::Continue(vec![]), "gone");
+    }
+
+    #[test]
+    fn other_settings_are_refused_with_both_values() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        manifest(&[("seed", 0), ("top-k", 64), ("passes", 1)]).write(directory.path()).expect("a valid manifest");
+        let asked = manifest(&[("seed", 7), ("top-k", 32), ("passes", 1)]);
+        let error = claim(directory.path()).expect("ours").decide(&asked).expect_err("other settings");
+        assert_eq!(error.exit_code(), 2);
+        let message = error.to_string();
+        for part in ["seed 0", "seed 7", "top-k 64", "top-k 32"] {
+            assert!(message.contains(part), "`{part}` is missing from: {message}");
+        }
+        assert!(!message.contains("passes"), "{message}");
+    }
+}

@@ -1,0 +1,232 @@
+//! From a teacher's files to what the session is opened with: its graph is read, and the hidden states that were asked for become outputs.
+
+use super::TeacherFiles;
+use super::hidden::{Encoder, Unknown};
+use super::model_config::ModelConfig;
+use super::parameters;
+use logitcache::error::{Error, Result};
+use logitcache::onnx::messages::NodeProto;
+use logitcache::onnx::{Graph, Model};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The output that is read as `[batch, length, vocabulary]` logits, as every exporter of masked language models names it.
+pub const LOGITS_OUTPUT: &str = "logits";
+/// An output of that name and a layer's number is that layer's hidden state.
+const OWN_HIDDEN_OUTPUT: &str = "hidden_states.";
+
+/// Which hidden states to keep. Layer 0 is the embedding output, layer i + 1 what leaves encoder layer i, as `output_hidden_states` of transformers counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HiddenLayers {
+    /// None.
+    None,
+    /// That of the last encoder layer.
+    Last,
+    /// Every one, layer 0 included.
+    All,
+    /// These, in any order.
+    List(Vec<u32>),
+}
+
+/// A teacher ready to be opened.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    pub(super) model: PathBuf,
+    /// The changed model; absent where the file serves as it is.
+    pub(super) changed: Option<Vec<u8>>,
+    pub(super) config: ModelConfig,
+    pub(super) parameters: u64,
+    pub(super) layers: u32,
+    pub(super) width: Option<u32>,
+    hidden_tensors: BTreeMap<u32, String>,
+    weight_files: Vec<PathBuf>,
+}
+
+impl Prepared {
+    /// Exposed hidden states: layer to tensor name, ascending.
+    pub fn hidden_tensors(&self) -> &BTreeMap<u32, String> {
+        &self.hidden_tensors
+    }
+
+    /// Every file the answers depend on: the model, then those with its external data, sorted.
+    pub fn model_files(&self) -> impl Iterator<Item = &Path> {
+        std::iter::once(self.model.as_path()).chain(self.weight_files.iter().map(PathBuf::as_path))
+    }
+}
+
+/// Reads the graph, finds the tensors of the hidden states asked for and makes them outputs. `by_hand`: layer to tensor, from `--hidden-tensor`.
+///
+/// # Errors
+/// [`Error::Usage`] for a layer the teacher does not have or a tensor that is not in the graph; [`Error::Data`] for a file that is no ONNX model, a
+/// teacher without logits or in training mode, and for a layer whose tensor cannot be told, with the candidates.
+pub fn prepare(files: &TeacherFiles, layers: &HiddenLayers, by_hand: &BTreeMap<u32, String>) -> Result<Prepared> {
+    let config = ModelConfig::read(files.config.as_deref())?;
+    let model = Model::read(&files.model)?;
+    let graph = Graph::new(model.graph());
+    refuse_without_logits(&model)?;
+    refuse_training_mode(&model, &graph)?;
+    let encoder = Encoder::of(&graph);
+    let search = Search { model: &model, graph: &graph, encoder: &encoder, config: &config, by_hand };
+    let hidden_tensors = search.tensors(layers)?;
+    let known_layers = config.layers.unwrap_or_else(|| search.layers());
+    let width = encoder.width();
+    let parameters = parameters::count(&model)?;
+    let directory = files.model.parent().unwrap_or(Path::new("")).to_owned();
+    let weight_files = model.external_files().into_iter().map(|name| directory.join(name)).collect();
+    let inner = hidden_tensors.values().any(|name| !outputs(&model).any(|output| output == name));
+    let changed = inner
+        .then(|| model.into_bytes_with_outputs(hidden_tensors.values().map(String::as_str).collect::<std::collections::BTreeSet<_>>()));
+    Ok(Prepared { model: files.model.clone(), changed, config, parameters, layers: known_layers, width, hidden_tensors, weight_files })
+}
+
+fn outputs(model: &Model) -> impl Iterator<Item = &str> {
+    model.graph().outputs.iter().map(|output| output.name.as_str())
+}
+
+fn refuse_without_logits(model: &Model) -> Result<()> {
+    if outputs(model).any(|name| name == LOGITS_OUTPUT) {
+        return Ok(());
+    }
+    let found = outputs(model).collect::<Vec<_>>().join(", ");
+    let remedy = "export the model with its head, for example `optimum-cli export onnx --task fill-mask`";
+    Err(Error::data(model.path(), "outputs", format!("one named {LOGITS_OUTPUT}"), found, remedy))
+}
+
+/// Dropout that is switched on would make every answer another random one.
+fn refuse_training_mode(model: &Model, graph: &Graph<'_>) -> Result<()> {
+    let training = |node: &&NodeProto| {
+        let flag = node.inputs.get(2).and_then(|name| graph.constant(name));
+        node.op_type == "Dropout"
+            && flag.is_some_and(|flag| flag.int32_data.iter().any(|v| *v != 0) || flag.raw_data.iter().any(|v| *v != 0))
+    };
+    match graph.nodes().iter().find(training) {
+        None => Ok(()),
+        Some(node) => {
+            let field = format!("node {}", if node.name.is_empty() { &node.outputs[0] } else { &node.name });
+            let remedy = "export again after `model.eval()`";
+            Err(Error::data(model.path(), field, "a model in evaluation mode", "Dropout in training mode", remedy))
+        }
+    }
+}
+
+/// Everything the search for a hidden state may look at.
+struct Search<'a> {
+    model: &'a Model,
+    graph: &'a Graph<'a>,
+    encoder: &'a Encoder<'a>,
+    config: &'a ModelConfig,
+    by_hand: &'a BTreeMap<u32, String>,
+}
+
+impl Search<'_> {
+    fn tensors(&self, layers: &HiddenLayers) -> Result<BTreeMap<u32, String>> {
+        let wanted = self.wanted(layers)?;
+        if let Some((layer, name)) = self.by_hand.iter().find(|(layer, _)| !wanted.contains(layer)) {
+            let expected = format!("layers that --hidden-layers asks for: {wanted:?}");
+            return Err(Error::usage("--hidden-tensor", expected, format!("{layer}={name}"), "drop it, or ask for that layer"));
+        }
+        wanted.iter().map(|layer| Ok((*layer, self.tensor(*layer)?))).collect()
+    }
+
+    /// The layers' numbers, ascending.
+    fn wanted(&self, layers: &HiddenLayers) -> Result<Vec<u32>> {
+        let mut wanted = match layers {
+            HiddenLayers::None => return Ok(Vec::new()),
+            HiddenLayers::Last => vec![self.total()?],
+            HiddenLayers::All => (0..=self.total()?).collect(),
+            HiddenLayers::List(list) => list.clone(),
+        };
+        wanted.sort_unstable();
+        wanted.dedup();
+        if let Some(beyond) =
+            wanted.iter().find(|layer| !self.by_hand.contains_key(layer) && self.total().is_ok_and(|total| **layer > total))
+        {
+            let expected = format!("layers 0 to {}, which the teacher has", self.total()?);
+            return Err(Error::usage("--hidden-layers", expected, beyond.to_string(), "ask for fewer layers"));
+        }
+        Ok(wanted)
+    }
+
+    /// Layers by what the graph shows; 0 where nothing is found.
+    fn layers(&self) -> u32 {
+        let own = outputs(self.model).filter_map(|name| name.strip_prefix(OWN_HIDDEN_OUTPUT)?.parse().ok());
+        own.max().unwrap_or_else(|| self.encoder.layers())
+    }
+
+    /// How many layers there are: as config.json says, else as the graph shows.
+    fn total(&self) -> Result<u32> {
+        match (self.config.layers, self.layers()) {
+            (Some(layers), _) => Ok(layers),
+            (None, 0) => {
+                let remedy = "put the teacher's config.json beside the model";
+                Err(Error::data(
+                    self.model.path(),
+                    "layers",
+                    "encoder layers, or num_hidden_layers in config.json",
+                    self.encoder.candidates(),
+                    remedy,
+                ))
+            }
+            (None, layers) => Ok(layers),
+        }
+    }
+
+    fn tensor(&self, layer: u32) -> Result<String> {
+        if let Some(name) = self.by_hand.get(&layer) {
+            return self.check_by_hand(layer, name);
+        }
+        let own = format!("{OWN_HIDDEN_OUTPUT}{layer}");
+        if outputs(self.model).any(|name| name == own) {
+            return Ok(own);
+        }
+        let found = self.encoder.layers();
+        if let (Some(config), Some(path)) = (self.config.layers, &self.config.path)
+            && found != 0
+            && config != found
+        {
+            let expected = format!("{found} layers, as the graph shows");
+            let remedy = "use the config.json of this export, or name the tensors with --hidden-tensor LAYER=NAME";
+            return Err(Error::data(path, "num_hidden_layers", expected, config.to_string(), remedy));
+        }
+        self.encoder.state(layer).map(str::to_owned).map_err(|unknown| self.explain(layer, unknown))
+    }
+
+    fn check_by_hand(&self, layer: u32, name: &str) -> Result<String> {
+        if self.graph.producer(name).is_some() {
+            return Ok(name.to_owned());
+        }
+        let similar = self.graph.nodes().iter().flat_map(|node| &node.outputs).filter(|tensor| tensor.contains(name)).take(5);
+        let similar: Vec<&str> = similar.map(String::as_str).collect();
+        let candidates = if similar.is_empty() { self.encoder.candidates() } else { similar.join(", ") };
+        let expected = format!("a tensor of {}", self.model.path().display());
+        Err(Error::usage("--hidden-tensor", expected, format!("{layer}={name}"), format!("candidates: {candidates}")))
+    }
+
+    fn explain(&self, layer: u32, unknown: Unknown) -> Error {
+        let found = match unknown {
+            Unknown::Contradiction(structure, name) => format!("{structure} by the graph's structure and {name} by its names"),
+            Unknown::NotFound => format!("no tensor that certainly is it{}", self.reason()),
+        };
+        let remedy = format!("name it with --hidden-tensor {layer}=NAME; candidates: {}", self.encoder.candidates());
+        Error::data(self.model.path(), format!("hidden state {layer}"), "one tensor that leaves the layer", found, remedy)
+    }
+
+    /// Why it may be out of reach.
+    fn reason(&self) -> String {
+        if self.model.functions().next().is_some() {
+            let functions = self.model.functions().collect::<Vec<_>>().join(", ");
+            return format!(" (the file defines functions, {functions}, whose inner tensors cannot be exposed: export again without them)");
+        }
+        let mut fused: Vec<&str> =
+            self.graph.nodes().iter().filter(|node| node.domain == "com.microsoft").map(|node| node.op_type.as_str()).collect();
+        fused.sort_unstable();
+        fused.dedup();
+        match fused.is_empty() {
+            true => String::new(),
+            false => format!(
+                " (the file was optimised: it may be inside one of the fused nodes {}, and then only a plain export can expose it)",
+                fused.join(", ")
+            ),
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! Asking the teacher: the session, its inputs by name, and one batch at a time.
+
+use super::prepare::LOGITS_OUTPUT;
+use super::{Answer, Prepared, Runtime};
+use logitcache::cache::manifest::TeacherSummary;
+use logitcache::error::{Error, Result};
+use ort::session::builder::GraphOptimizationLevel;
+use ort::session::{HasSelectedOutputs, OutputSelector, RunOptions, Session, SessionInputValue};
+use ort::value::{Outlet, Tensor, TensorElementType, TensorRef};
+use std::path::{Path, PathBuf};
+
+/// Execution providers this build has; a provider that ONNX Runtime cannot register is an error, never a fallback.
+pub const PROVIDERS: [&str; 1] = ["cpu"];
+/// Where ONNX Runtime looks for external data of a model that it is given as bytes.
+const EXTERNAL_DATA_FOLDER: &str = "session.model_external_initializers_file_folder_path";
+
+/// A batch of padded sequences; every vector is `[rows, length]`, row-major, padding on the right.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TeacherBatch {
+    /// Sequences.
+    pub rows: usize,
+    /// Tokens per sequence, padding included.
+    pub length: usize,
+    /// Token ids.
+    pub input_ids: Vec<i64>,
+    /// 1 for a token, 0 for padding.
+    pub attention_mask: Vec<i64>,
+    /// Segment ids; may be empty where the teacher has none.
+    pub token_type_ids: Vec<i64>,
+}
+
+/// The inputs that can be filled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    InputIds,
+    AttentionMask,
+    TokenTypeIds,
+    /// The position of each token, counted from the family's first.
+    PositionIds,
+}
+
+const ROLES: [(&str, Role); 4] = [
+    ("input_ids", Role::InputIds),
+    ("attention_mask", Role::AttentionMask),
+    ("token_type_ids", Role::TokenTypeIds),
+    ("position_ids", Role::PositionIds),
+];
+
+/// An input as the session wants it.
+#[derive(Clone, Debug)]
+struct Input {
+    name: &'static str,
+    role: Role,
+    narrow: bool,
+}
+
+/// An open session.
+pub struct Teacher {
+    session: Session,
+    options: RunOptions<HasSelectedOutputs>,
+    inputs: Vec<Input>,
+    model: PathBuf,
+    summary: TeacherSummary,
+    /// The outputs with the hidden states, in the order of `hidden_layers`.
+    hidden_outputs: Vec<String>,
+    hidden_layers: Vec<u32>,
+    vocabulary_size: usize,
+    hidden_size: usize,
+    maximum_length: Option<usize>,
+    first_position: i64,
+}
+
+impl Teacher {
+    /// Opens the session and asks it once, so that every later answer has the shape that is known from then on. `threads`: 0 lets the runtime choose.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a provider that this build does not have; [`Error::Data`] for inputs that cannot be filled, and for outputs whose type or
+    /// shape, or whose size in the graph, in config.json and in the answer, do not agree.
+    pub fn open(runtime: &Runtime, prepared: Prepared, threads: usize, provider: &str) -> Result<Self> {
+        if !PROVIDERS.contains(&provider) {
+            let remedy = "leave it out, or build with that provider";
+            return Err(Error::usage("--provider", format!("one that this build has: {}", PROVIDERS.join(", ")), provider, remedy));
+        }
+        let model = prepared.model.clone();
+        let session = open_session(runtime, &prepared, threads).map_err(Error::library("open", &model))?;
+        let inputs = session.inputs().iter().map(|outlet| input(&model, outlet)).collect::<Result<Vec<_>>>()?;
+        for (name, role) in [ROLES[0], ROLES[1]] {
+            if !inputs.iter().any(|input| input.role == role) {
+                let found = inputs.iter().map(|input| input.name).collect::<Vec<_>>().join(", ");
+                return Err(Error::data(&model, "inputs", format!("one named {name}"), found, "export the model with that input"));
+            }
+        }
+        let hidden_layers: Vec<u32> = prepared.hidden_tensors().keys().copied().collect();
+        let hidden_outputs: Vec<String> = prepared.hidden_tensors().values().cloned().collect();
+        let names: std::collections::BTreeSet<&String> = hidden_outputs.iter().collect();
+        let selector = names.into_iter().fold(OutputSelector::no_default().with(LOGITS_OUTPUT), |selector, name| selector.with(name));
+        let options = RunOptions::new().map_err(Error::library("prepare a run of", &model))?.with_outputs(selector);
+        let summary = TeacherSummary {
+            parameters: prepared.parameters,
+            layers: prepared.layers,
+            hidden_size: prepared.config.hidden_size.or(prepared.width).unwrap_or(0),
+            provider: provider.to_owned(),
+            logits_output: LOGITS_OUTPUT.to_owned(),
+            hidden_tensors: prepared.hidden_tensors().clone(),
+        };
+        let mut teacher = Self {
+            session,
+            options,
+            inputs,
+            model,
+            summary,
+            hidden_outputs,
+            hidden_layers,
+            vocabulary_size: 0,
+            hidden_size: 0,
+            maximum_length: prepared.config.maximum_length.map(|length| length as usize),
+            first_position: i64::from(prepared.config.first_position),
+        };
+        teacher.probe(&prepared)?;
+        Ok(teacher)
+    }
+
+    /// For the manifest.
+    pub fn summary(&self) -> &TeacherSummary {
+        &self.summary
+    }
+
+    /// Length of a logits row.
+    pub fn vocabulary_size(&self) -> usize {
+        self.vocabulary_size
+    }
+
+    /// Width of a hidden state; 0 where none was asked for.
+    pub fn hidden_size(&self) -> usize {
+        self.hidden_size
+    }
+
+    /// Whether the graph takes segment ids.
+    pub fn has_token_type_ids(&self) -> bool {
+        self.inputs.iter().any(|input| input.role == Role::TokenTypeIds)
+    }
+
+    /// Layers whose hidden states are answered, ascending.
+    pub fn hidden_layers(&self) -> &[u32] {
+        &self.hidden_layers
+    }
+
+    /// Tokens of a sequence at most, where config.json says so.
+    pub fn maximum_length(&self) -> Option<usize> {
+        self.maximum_length
+    }
+
+    /// Runs one batch and hands a view of the outputs to `read`.
+    ///
+    /// # Errors
+    /// Those of `read`; [`Error::Invalid`] for a batch whose parts have other lengths; the runtime's own, and outputs of an unexpected shape.
+    pub fn run<R>(&mut self, batch: &TeacherBatch, read: impl FnOnce(&Answer<'_>) -> Result<R>) -> Result<R> {
+        let failed = |error: ort::Error| {
+            Error::library(format!("run a batch of [{}, {}] tokens through", batch.rows, batch.length), &self.model)(error)
+        };
+        let size = batch.rows * batch.length;
+        let positions: Vec<i64> = match self.inputs.iter().any(|input| input.role == Role::PositionIds) {
+            true => (0..size).map(|index| self.first_position + (index % batch.length) as i64).collect(),
+            false => Vec::new(),
+        };
+        let mut feed: Vec<(&str, SessionInputValue<'_>)> = Vec::with_capacity(self.inputs.len());
+        for input in &self.inputs {
+            let values = match input.role {
+                Role::InputIds => &batch.input_ids,
+                Role::AttentionMask => &batch.attention_mask,
+                Role::TokenTypeIds => &batch.token_type_ids,
+                Role::PositionIds => &positions,
+            };
+            if values.len() != size || size == 0 {
+                let expected = format!("{} x {} values", batch.rows, batch.length);
+                return Err(Error::invalid(input.name, expected, values.len().to_string()));
+            }
+            let shape = [batch.rows, batch.length];
+            let value = if input.narrow {
+                // Ids, masks and positions of a model whose inputs are int32 fit.
+                Tensor::from_array((shape, values.iter().map(|value| *value as i32).collect::<Vec<i32>>())).map_err(failed)?.into()
+            } else {
+                TensorRef::from_array_view((shape, &values[..])).map_err(failed)?.into()
+            };
+            feed.push((input.name, value));
+        }
+        let outputs = self.session.run_with_options(feed, &self.options).map_err(failed)?;
+        let sizes = [self.vocabulary_size, self.hidden_size];
+        let answer = Answer::new(&self.model, &outputs, [batch.rows, batch.length], &self.hidden_outputs, sizes)?;
+        read(&answer)
+    }
+
+    /// One run of 2 x 3 tokens: sizes that the graph leaves open become known, and those that are known are checked.
+    fn probe(&mut self, prepared: &Prepared) -> Result<()> {
+        let size = 2 * 3;
+        let batch =
+            TeacherBatch { rows: 2, length: 3, input_ids: vec![0; size], attention_mask: vec![1; size], token_type_ids: vec![0; size] };
+        let declared = self.session.outputs().iter().find(|outlet| outlet.name() == LOGITS_OUTPUT);
+        let declared = declared.and_then(|outlet| outlet.dtype().tensor_shape()?.last().copied());
+        let (vocabulary_size, hidden_size) = self.run(&batch, |answer| Ok((answer.vocabulary_size(), answer.hidden_size())))?;
+        let config = &prepared.config;
+        let agree = |path: &Path, field: &str, expected: usize, found: Option<u64>, remedy: &str| match found {
+            Some(found) if found != expected as u64 => {
+                Err(Error::data(path, field, format!("{expected}, as the teacher answers"), found.to_string(), remedy))
+            }
+            _ => Ok(()),
+        };
+        let of_export = "use the config.json of this export";
+        agree(&self.model, "output logits", vocabulary_size, declared.and_then(|size| u64::try_from(size).ok()), "export the model again")?;
+        if let Some(path) = &config.path {
+            agree(path, "vocab_size", vocabulary_size, config.vocabulary_size.map(u64::from), of_export)?;
+        }
+        if let (Some(expected), Some((layer, name))) = (config.hidden_size, prepared.hidden_tensors().first_key_value())
+            && hidden_size != expected as usize
+        {
+            let remedy = format!("{of_export}, or name another tensor with --hidden-tensor {layer}=NAME");
+            let expected = format!("the hidden size of config.json, {expected}");
+            return Err(Error::data(&self.model, format!("output {name}"), expected, hidden_size.to_string(), remedy));
+        }
+        (self.vocabulary_size, self.hidden_size) = (vocabulary_size, hidden_size);
+        Ok(())
+    }
+}
+
+fn open_session(runtime: &Runtime, prepared: &Prepared, threads: usize) -> ort::Result<Session> {
+    let mut builder = Session::builder(&runtime.environment)?
+        .with_optimization_level(GraphOptimizationLevel::All)?
+        .with_intra_threads(threads)?
+        // Spinning would keep a processor busy between batches that the tokenizer and the top-k need.
+        .with_intra_op_spinning(false)?
+        .with_execution_providers([ort::ep::CPU::default().build().error_on_failure()])?;
+    match &prepared.changed {
+        None => builder.commit_from_file(std::path::absolute(&prepared.model).map_err(ort::Error::wrap)?),
+        Some(bytes) => {
+            let model = std::path::absolute(&prepared.model).map_err(ort::Error::wrap)?;
+            let folder = model.parent().unwrap_or(Path::new("/")).to_string_lossy().into_owned();
+            builder.with_config_entry(EXTERNAL_DATA_FOLDER, folder)?.commit_from_memory(bytes)
+        }
+    }
+}
+
+fn input(model: &Path, outlet: &Outlet) -> Result<Input> {
+    let Some((name, role)) = ROLES.into_iter().find(|(name, _)| *name == outlet.name()) else {
+        let expected = ROLES.map(|(name, _)| name).join(", ");
+        return Err(Error::data(
+            model,
+            format!("input {}", outlet.name()),
+            expected,
+            "an input that cannot be filled",
+            "export the model without it",
+        ));
+    };
+    let field = format!("input {name}");
+    let narrow = match outlet.dtype().tensor_type() {
+        Some(TensorElementType::Int64) => false,
+        Some(TensorElementType::Int32) => true,
+        _ => return Err(Error::data(model, field, "an int64 or int32 tensor", outlet.dtype().to_string(), "export the model again")),
+    };
+    let shape = outlet.dtype().tensor_shape().map(|shape| shape.to_vec()).unwrap_or_default();
+    if !matches!(shape[..], [batch, length] if batch < 0 && length < 0) {
+        let remedy = "export with dynamic axes for batch and sequence";
+        return Err(Error::data(model, field, "a shape [batch, sequence] that is open", format!("{shape:?}"), remedy));
+    }
+    Ok(Input { name, role, narrow })
+}

@@ -1,0 +1,133 @@
+//! The committed teacher's tokenizer, and small WordPiece and byte-level BPE ones made here.
+
+use super::*;
+use tokenizers::models::bpe::BPE;
+use tokenizers::models::wordpiece::WordPiece;
+use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::processors::bert::BertProcessing;
+use tokenizers::processors::roberta::RobertaProcessing;
+use tokenizers::{AddedToken, PaddingParams, TruncationParams};
+
+fn documents(texts: &[&str]) -> Vec<Document> {
+    let place: std::sync::Arc<Path> = Path::new("corpus.txt").into();
+    let document =
+        |(id, text): (usize, &&str)| Document { id: id as u64, file: place.clone(), line: id as u64 + 1, text: (*text).to_owned() };
+    texts.iter().enumerate().map(document).collect()
+}
+
+fn open(tokenizer: &Tokenizer) -> Result<DocumentTokenizer> {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("tokenizer.json");
+    tokenizer.save(&path, false).unwrap();
+    DocumentTokenizer::open(&path)
+}
+
+fn specials(names: &[&str]) -> Vec<AddedToken> {
+    names.iter().map(|name| AddedToken::from(*name, true)).collect()
+}
+
+fn word_piece(tokens: &[&str]) -> Tokenizer {
+    let vocabulary: tokenizers::models::bpe::Vocab =
+        tokens.iter().enumerate().map(|(id, token)| ((*token).to_owned(), id as u32)).collect();
+    let model = WordPiece::builder().vocab(vocabulary).unk_token("[UNK]".to_owned()).build().unwrap();
+    let mut tokenizer = Tokenizer::new(model);
+    tokenizer.with_pre_tokenizer(Some(BertPreTokenizer));
+    tokenizer.with_post_processor(Some(BertProcessing::new(("[SEP]".to_owned(), 3), ("[CLS]".to_owned(), 2))));
+    tokenizer.add_special_tokens(specials(&tokens[..5])).unwrap();
+    tokenizer
+}
+
+const WORD_PIECES: [&str; 9] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "dis", "##till", "##ation", "a"];
+
+#[test]
+fn the_reaction_tokenizer_gives_known_tokens_and_frame() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/teacher/tokenizer.json");
+    let tokenizer = DocumentTokenizer::open(&path).unwrap();
+    let token = |id: &u32| tokenizer.vocabulary()[*id as usize].as_str();
+    assert_eq!(tokenizer.vocabulary().len(), 591);
+    assert_eq!(tokenizer.frame().prefix.iter().map(token).collect::<Vec<_>>(), ["[CLS]"]);
+    assert_eq!(tokenizer.frame().suffix.iter().map(token).collect::<Vec<_>>(), ["[SEP]"]);
+    assert_eq!((tokenizer.frame().segment, tokenizer.frame().tokens()), (0, 2));
+    let special = tokenizer.special();
+    assert_eq!([special.mask, special.pad, special.unknown.unwrap()].each_ref().map(token), ["[MASK]", "[PAD]", "[UNK]"]);
+    assert!(special.all.iter().map(token).all(|text| text.starts_with('[')));
+    let encoded = tokenizer.encode_batch(&documents(&["N[C@@H](CS)C(=O)O>>CCl", "", "[Xx]C"])).unwrap();
+    assert_eq!(encoded[0].ids.iter().map(token).collect::<Vec<_>>(), "N [C@@H] ( C S ) C ( = O ) O >> C Cl".split(' ').collect::<Vec<_>>());
+    assert_eq!(encoded[0].words, (0..15).collect::<Vec<u32>>());
+    assert_eq!(encoded[1], Encoded::default());
+    assert_eq!(encoded[2].ids[0], special.unknown.unwrap());
+}
+
+#[test]
+fn a_word_piece_tokenizer_tells_words_and_frame() {
+    let tokenizer = open(&word_piece(&WORD_PIECES)).unwrap();
+    assert_eq!((tokenizer.frame().prefix.clone(), tokenizer.frame().suffix.clone()), (vec![2], vec![3]));
+    assert_eq!(tokenizer.special().all, [0, 1, 2, 3, 4]);
+    let encoded = tokenizer.encode_batch(&documents(&["a distillation a", "zebra [MASK] a"])).unwrap();
+    assert_eq!(encoded[0], Encoded { ids: vec![8, 5, 6, 7, 8], words: vec![0, 1, 1, 1, 2] });
+    assert_eq!(encoded[1].ids, [1, 4, 8]);
+    assert!(tokenizer.splits_words());
+}
+
+#[test]
+fn a_byte_level_tokenizer_tells_words_and_frame() {
+    let mut alphabet: Vec<String> = ByteLevel::alphabet().into_iter().map(String::from).collect();
+    alphabet.sort_unstable();
+    let names =
+        ["<s>", "<pad>", "</s>", "<unk>"].map(str::to_owned).into_iter().chain(alphabet).chain(["he".to_owned(), "\u{120}he".to_owned()]);
+    let vocabulary: tokenizers::models::bpe::Vocab = names.zip(0..).collect();
+    let merges = vec![("h".to_owned(), "e".to_owned()), ("\u{120}".to_owned(), "he".to_owned())];
+    let mut tokenizer = Tokenizer::new(BPE::builder().vocab_and_merges(vocabulary, merges).build().unwrap());
+    tokenizer.with_pre_tokenizer(Some(ByteLevel::default().add_prefix_space(false)));
+    tokenizer.with_post_processor(Some(RobertaProcessing::new(("</s>".to_owned(), 2), ("<s>".to_owned(), 0))));
+    tokenizer.add_special_tokens(specials(&["<s>", "<pad>", "</s>", "<unk>", "<mask>"])).unwrap();
+    let tokenizer = open(&tokenizer).unwrap();
+    let id = |text: &str| tokenizer.vocabulary().iter().position(|token| token == text).unwrap() as u32;
+    assert_eq!((tokenizer.frame().prefix.clone(), tokenizer.frame().suffix.clone()), (vec![0], vec![2]));
+    assert_eq!(tokenizer.special().mask, 262);
+    let encoded = tokenizer.encode_batch(&documents(&["he her", "\u{fc}"])).unwrap();
+    assert_eq!(encoded[0], Encoded { ids: vec![id("he"), id("\u{120}he"), id("r")], words: vec![0, 1, 1] });
+    assert_eq!(encoded[1].ids.len(), 2, "two bytes, never unknown");
+}
+
+#[test]
+fn truncation_and_padding_of_the_file_are_off() {
+    let mut tokenizer = word_piece(&WORD_PIECES);
+    tokenizer.with_padding(Some(PaddingParams::default()));
+    tokenizer.with_truncation(Some(TruncationParams { max_length: 4, ..TruncationParams::default() })).unwrap();
+    let tokenizer = open(&tokenizer).unwrap();
+    let long = "a ".repeat(50);
+    let lengths: Vec<usize> = tokenizer.encode_batch(&documents(&[&long, "a"])).unwrap().iter().map(|encoded| encoded.ids.len()).collect();
+    assert_eq!(lengths, [50, 1]);
+}
+
+#[test]
+fn a_batch_keeps_its_order() {
+    let tokenizer = open(&word_piece(&WORD_PIECES)).unwrap();
+    let texts: Vec<String> = (0..500).map(|n| "a ".repeat(n % 37)).collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let encoded = tokenizer.encode_batch(&documents(&texts)).unwrap();
+    assert!(encoded.iter().enumerate().all(|(n, encoded)| encoded.ids.len() == n % 37));
+}
+
+#[test]
+fn holes_in_the_ids_are_empty_tokens() {
+    let json = r#"{"version":"1.0","truncation":null,"padding":null,"added_tokens":[],"normalizer":null,
+        "pre_tokenizer":{"type":"Whitespace"},"post_processor":null,"decoder":null,
+        "model":{"type":"WordLevel","vocab":{"[PAD]":0,"[MASK]":2,"[UNK]":3,"C":6},"unk_token":"[UNK]"}}"#;
+    let tokenizer = open(&Tokenizer::from_bytes(json).unwrap()).unwrap();
+    assert_eq!(tokenizer.vocabulary(), ["[PAD]", "", "[MASK]", "[UNK]", "", "", "C"]);
+    assert_eq!(tokenizer.frame().tokens(), 0);
+}
+
+#[test]
+fn a_tokenizer_without_mask_or_unreadable_is_refused_by_name() {
+    let message = open(&word_piece(&["[PAD]", "[UNK]", "[CLS]", "[SEP]", "b", "a"])).err().unwrap().to_string();
+    assert!(message.contains("mask_token") && message.contains("[MASK], <mask>") && message.contains("tokenizer.json"), "{message}");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("tokenizer.json");
+    assert!(DocumentTokenizer::open(&path).err().unwrap().to_string().contains("cannot read"));
+    std::fs::write(&path, "{}").unwrap();
+    assert!(DocumentTokenizer::open(&path).err().unwrap().to_string().contains("tokenizer.json"));
+}

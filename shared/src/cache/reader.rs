@@ -1,0 +1,344 @@
+//! Opening a cache and streaming it by row group. Nothing is believed before it is checked: manifest and version, presence and sizes, then,
+//! as each file is first used, its checksum, its metadata, its schema, and at last its records.
+
+use crate::cache::decode::{self, Mismatch};
+use crate::cache::manifest::{FileEntry, MANIFEST_FILE, Manifest, ShardEntry};
+use crate::cache::record::Record;
+use crate::cache::schema::{Part, Promise, RESTORE, hidden_column};
+use crate::cache::vocabulary::read_vocabulary;
+use crate::error::{Error, Result};
+use crate::fingerprint::Fingerprint;
+use crate::target::{TargetSpec, UncheckedTargetSpec};
+use arrow_array::RecordBatch;
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+/// A cache directory whose manifest is complete and whose files are all there, of the right size, and no others.
+#[derive(Clone, Debug)]
+pub struct Cache(Arc<Opened>);
+
+#[derive(Debug)]
+struct Opened {
+    directory: PathBuf,
+    manifest: Manifest,
+    /// The spec of a record that was read without hidden states.
+    spec_without_hidden: TargetSpec,
+    /// Files whose checksum this process has compared; a file is hashed once, however many epochs read it.
+    verified: Mutex<BTreeSet<String>>,
+}
+
+/// Which hidden columns to decode. The default reads the logits file alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Projection {
+    /// The layers wanted; a record's `hidden_states` then holds just these, in this order.
+    pub hidden_layers: Vec<u32>,
+}
+
+impl Cache {
+    /// Opens the cache in `directory`. Reads the manifest and the directory listing, no shard.
+    ///
+    /// # Errors
+    /// [`Error::Data`] for a manifest that is missing, of another version or incomplete; for a shard file that is missing, of another size,
+    /// or in the directory without being the manifest's.
+    pub fn open(directory: &Path) -> Result<Self> {
+        let manifest = Manifest::read(directory)?;
+        if !manifest.complete {
+            let found = format!("{} shards of an unfinished run", manifest.shards.len());
+            let remedy = "run precompute again with the same arguments: it continues from there";
+            return Err(Error::data(directory.join(MANIFEST_FILE), "complete", "a finished run", found, remedy));
+        }
+        let listed: Vec<&FileEntry> =
+            manifest.shards.iter().flat_map(|shard| std::iter::once(&shard.logits).chain(&shard.hidden)).collect();
+        for entry in &listed {
+            check_size(directory, entry)?;
+        }
+        check_no_others(directory, &listed.iter().map(|entry| entry.name.as_str()).collect())?;
+        let spec_without_hidden = without_hidden(&manifest.spec)?;
+        Ok(Self(Arc::new(Opened { directory: directory.to_owned(), manifest, spec_without_hidden, verified: Mutex::default() })))
+    }
+
+    /// The run's index.
+    pub fn manifest(&self) -> &Manifest {
+        &self.0.manifest
+    }
+
+    /// What every record promises.
+    pub fn spec(&self) -> &TargetSpec {
+        &self.0.manifest.spec
+    }
+
+    /// The directory, as given.
+    pub fn directory(&self) -> &Path {
+        &self.0.directory
+    }
+
+    /// How many shards there are.
+    pub fn shards(&self) -> usize {
+        self.0.manifest.shards.len()
+    }
+
+    /// Opens shard `index` of [`Self::shards`]; its hidden file only once a projection asks for it. The first use of a file in a process
+    /// compares its checksum, which reads it once more.
+    ///
+    /// # Errors
+    /// [`Error::Data`] naming the file and the key or column that is not as the manifest promises; [`Error::Invalid`] for an index beyond
+    /// the last shard.
+    pub fn shard(&self, index: usize) -> Result<ShardReader> {
+        let Some(entry) = self.0.manifest.shards.get(index) else {
+            return Err(Error::invalid("shard", format!("a number below {}", self.shards()), index.to_string()));
+        };
+        let logits = self.0.open(Part::Logits, entry.index, &entry.logits)?;
+        Ok(ShardReader { cache: Arc::clone(&self.0), entry: entry.clone(), logits, hidden: OnceLock::new() })
+    }
+
+    /// Compares the checksum of every file of every shard.
+    ///
+    /// # Errors
+    /// [`Error::Data`] naming the first file whose content is not what was written.
+    pub fn verify(&self) -> Result<()> {
+        self.0.manifest.shards.iter().flat_map(|shard| std::iter::once(&shard.logits).chain(&shard.hidden)).try_for_each(|entry| {
+            check_size(&self.0.directory, entry)?;
+            check_content(&self.0.directory, entry)
+        })
+    }
+
+    /// The tokens by id, from `vocabulary.parquet`; at most as many as the spec's vocabulary, whose last ids may have none.
+    ///
+    /// # Errors
+    /// [`Error::Data`] for a file that is not such a table; [`Error::Io`] where there is none.
+    pub fn vocabulary(&self) -> Result<Vec<String>> {
+        read_vocabulary(&self.0.directory, self.spec().vocabulary_size())
+    }
+}
+
+impl Opened {
+    fn open(&self, part: Part, index: u32, entry: &FileEntry) -> Result<OpenFile> {
+        check_size(&self.directory, entry)?;
+        let known = || self.verified.lock().unwrap_or_else(PoisonError::into_inner);
+        if !known().contains(&entry.name) {
+            check_content(&self.directory, entry)?;
+            known().insert(entry.name.clone());
+        }
+        let promise = Promise { spec: &self.manifest.spec, fingerprints: &self.manifest.fingerprints, index };
+        OpenFile::open(part, self.directory.join(&entry.name), entry, &promise)
+    }
+}
+
+/// One shard, read a row group at a time. Memory: the row group asked for.
+#[derive(Debug)]
+pub struct ShardReader {
+    cache: Arc<Opened>,
+    entry: ShardEntry,
+    logits: OpenFile,
+    hidden: OnceLock<OpenFile>,
+}
+
+impl ShardReader {
+    /// Its entry in the manifest.
+    pub fn entry(&self) -> &ShardEntry {
+        &self.entry
+    }
+
+    /// How many row groups it has.
+    pub fn row_groups(&self) -> usize {
+        self.logits.group_rows.len()
+    }
+
+    /// Rows of row group `group`; 0 beyond the last.
+    pub fn rows(&self, group: usize) -> usize {
+        self.logits.group_rows.get(group).copied().unwrap_or(0)
+    }
+
+    /// The records of row group `group`, in sequence order, each checked against the spec.
+    ///
+    /// # Errors
+    /// [`Error::Data`] naming file, column, expected and found for content that is not what the manifest promises; [`Error::Invalid`] for
+    /// a group beyond the last or a layer that the cache does not hold.
+    pub fn read(&self, group: usize, projection: &Projection) -> Result<Vec<Record>> {
+        if group >= self.row_groups() {
+            return Err(Error::invalid("row group", format!("a number below {}", self.row_groups()), group.to_string()));
+        }
+        let spec = &self.cache.manifest.spec;
+        let mut records =
+            decode::records(spec, &self.logits.decode(group, ProjectionMask::all())?).map_err(|found| self.logits.refuse(found))?;
+        self.check_records(group, &records)?;
+        if !projection.hidden_layers.is_empty() {
+            let hidden = self.hidden_file()?;
+            let layers = &projection.hidden_layers;
+            let batch = hidden.decode(group, hidden.mask(spec, layers)?)?;
+            decode::add_hidden_states(spec, layers, &batch, &mut records).map_err(|found| hidden.refuse(found))?;
+        }
+        Ok(records)
+    }
+
+    fn check_records(&self, group: usize, records: &[Record]) -> Result<()> {
+        let before: u64 = self.logits.group_rows[..group].iter().map(|rows| *rows as u64).sum();
+        for (row, record) in records.iter().enumerate() {
+            // The manifest's check has seen that the last row's number is below 2^64, the file's that it has no more rows.
+            let expected = (self.entry.first_sequence + before + row as u64, self.entry.pass);
+            if (record.sequence_id, record.pass) != expected {
+                let place = |(sequence, pass): (u64, u16)| format!("sequence {sequence} of pass {pass}");
+                return Err(self.logits.refuse(("sequence_id".into(), place(expected), place((record.sequence_id, record.pass)))));
+            }
+            record.validate(&self.cache.spec_without_hidden).map_err(|error| match error {
+                Error::Invalid { field, expected, found } => self.logits.refuse((field, expected, found)),
+                other => other,
+            })?;
+        }
+        Ok(())
+    }
+
+    fn hidden_file(&self) -> Result<&OpenFile> {
+        if let Some(opened) = self.hidden.get() {
+            return Ok(opened);
+        }
+        let Some(entry) = &self.entry.hidden else {
+            return Err(Error::invalid("hidden_layers", "none, since the cache holds none", "some"));
+        };
+        let opened = self.cache.open(Part::Hidden, self.entry.index, entry)?;
+        if opened.group_rows != self.logits.group_rows {
+            let expected = format!("the logits file's {:?}", self.logits.group_rows);
+            return Err(opened.refuse(("rows of the row groups".into(), expected, format!("{:?}", opened.group_rows))));
+        }
+        Ok(self.hidden.get_or_init(|| opened))
+    }
+}
+
+/// A file whose size, checksum, metadata and schema are as promised.
+#[derive(Debug)]
+struct OpenFile {
+    path: PathBuf,
+    metadata: ArrowReaderMetadata,
+    group_rows: Vec<usize>,
+}
+
+impl OpenFile {
+    fn open(part: Part, path: PathBuf, entry: &FileEntry, promise: &Promise<'_>) -> Result<Self> {
+        let file = File::open(&path).map_err(Error::io("open", &path))?;
+        // An Arrow schema that another writer embedded must not change what the columns are taken for.
+        let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
+        let metadata = guarded(|| ArrowReaderMetadata::load(&file, options))
+            .map_err(|found| Error::data(&path, "footer", "a Parquet file", found, RESTORE))?;
+        let parquet = metadata.metadata();
+        let key_values = parquet.file_metadata().key_value_metadata().map_or(&[][..], Vec::as_slice);
+        part.check_key_values(&path, key_values, promise)?;
+        part.check_schema(&path, metadata.schema(), promise.spec)?;
+        let group_rows: Option<Vec<usize>> = parquet.row_groups().iter().map(|group| usize::try_from(group.num_rows()).ok()).collect();
+        let total = group_rows.iter().flatten().try_fold(0_u64, |sum, rows| sum.checked_add(*rows as u64));
+        match group_rows {
+            Some(group_rows) if total == Some(entry.rows) => Ok(Self { path, metadata, group_rows }),
+            _ => {
+                let found = parquet.row_groups().iter().map(|group| group.num_rows().to_string()).collect::<Vec<_>>().join(" + ");
+                Err(Error::data(&path, "rows", format!("the manifest's {}", entry.rows), found, RESTORE))
+            }
+        }
+    }
+
+    /// The sequence ids and the columns of `layers`.
+    fn mask(&self, spec: &TargetSpec, layers: &[u32]) -> Result<ProjectionMask> {
+        let mut columns = vec![0];
+        for layer in layers {
+            let place = spec.hidden_layers().iter().position(|stored| stored == layer);
+            let place = place.ok_or_else(|| {
+                Error::invalid(hidden_column(*layer), format!("one of the stored layers {:?}", spec.hidden_layers()), "no such layer")
+            })?;
+            columns.push(place + 1);
+        }
+        Ok(ProjectionMask::roots(self.metadata.parquet_schema(), columns))
+    }
+
+    /// A row group as one batch. The file is opened anew, so that threads that share a reader do not share a file position.
+    fn decode(&self, group: usize, mask: ProjectionMask) -> Result<RecordBatch> {
+        let file = File::open(&self.path).map_err(Error::io("open", &self.path))?;
+        let rows = self.group_rows[group];
+        let place = || format!("row group {group}");
+        let batches = guarded(|| {
+            let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, self.metadata.clone()).with_row_groups(vec![group]);
+            let batches = builder.with_batch_size(rows).with_projection(mask).build()?;
+            Ok(batches.collect::<std::result::Result<Vec<RecordBatch>, _>>()?)
+        })
+        .map_err(|found| self.refuse((place(), "columns that decode".to_string(), found)))?;
+        match <[RecordBatch; 1]>::try_from(batches) {
+            Ok([batch]) if batch.num_rows() == rows => Ok(batch),
+            Ok([batch]) => Err(self.refuse((place(), format!("{rows} rows"), format!("{} rows", batch.num_rows())))),
+            Err(batches) => Err(self.refuse((place(), format!("{rows} rows in one batch"), format!("{} batches", batches.len())))),
+        }
+    }
+
+    fn refuse(&self, (field, expected, found): Mismatch) -> Error {
+        let field = if self.metadata.schema().column_with_name(&field).is_some() { format!("column {field}") } else { field };
+        Error::data(&self.path, field, expected, found, RESTORE)
+    }
+}
+
+/// The Parquet crate's work on bytes from a file. Its decoders index past their ends on some malformed pages; a panic in there is the file's
+/// fault and becomes its error.
+fn guarded<T>(work: impl FnOnce() -> parquet::errors::Result<T>) -> std::result::Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+            Err(format!("malformed pages ({})", text.unwrap_or("the decoder gave up")))
+        }
+    }
+}
+
+fn without_hidden(spec: &TargetSpec) -> Result<TargetSpec> {
+    TargetSpec::try_from(UncheckedTargetSpec {
+        task: spec.task(),
+        vocabulary_size: spec.vocabulary_size() as u32,
+        top_k: spec.top_k() as u32,
+        temperatures: spec.temperatures().to_vec(),
+        positions: spec.positions(),
+        hidden_layers: Vec::new(),
+        hidden_size: 0,
+        token_type_ids: spec.token_type_ids(),
+        precision: spec.precision(),
+    })
+}
+
+fn check_size(directory: &Path, entry: &FileEntry) -> Result<()> {
+    let path = directory.join(&entry.name);
+    let expected = format!("the manifest's {} bytes", entry.bytes);
+    match std::fs::metadata(&path) {
+        Ok(found) if found.len() == entry.bytes => Ok(()),
+        Ok(found) => Err(Error::data(&path, "size", expected, format!("{} bytes", found.len()), RESTORE)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(Error::data(&path, "size", expected, "no such file", RESTORE)),
+        Err(error) => Err(Error::io("look at", &path)(error)),
+    }
+}
+
+fn check_content(directory: &Path, entry: &FileEntry) -> Result<()> {
+    let path = directory.join(&entry.name);
+    let found = Fingerprint::of_file(&path)?;
+    if found == entry.sha256 {
+        return Ok(());
+    }
+    Err(Error::data(&path, "sha256", format!("the manifest's {}", entry.sha256), format!("{found}: the content has changed"), RESTORE))
+}
+
+/// A shard file that the manifest does not list is another run's, or the rest of one.
+fn check_no_others(directory: &Path, listed: &BTreeSet<&str>) -> Result<()> {
+    let mut others = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(Error::io("list", directory))? {
+        let name = entry.map_err(Error::io("list", directory))?.file_name().to_string_lossy().into_owned();
+        let shard = (name.starts_with("logits-") || name.starts_with("hidden-")) && name.ends_with(".parquet");
+        if shard && !listed.contains(name.as_str()) {
+            others.push(name);
+        }
+    }
+    // The first by name, since a directory's order is nobody's promise.
+    others.sort();
+    match others.first() {
+        None => Ok(()),
+        Some(name) => {
+            let (expected, found) = (format!("only the {} shard files of the manifest", listed.len()), "a shard file of another run");
+            Err(Error::data(directory.join(name), "file", expected, found, "remove it, or restore the manifest that lists it"))
+        }
+    }
+}

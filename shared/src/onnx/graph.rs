@@ -1,0 +1,130 @@
+//! Who makes a tensor, and what it depends on.
+
+use super::messages::{GraphProto, NodeProto, TensorProto};
+use std::collections::HashMap;
+
+/// A graph with its tensors indexed by name. Nodes are numbered in file order, which ONNX requires to be topological.
+#[derive(Clone, Debug)]
+pub struct Graph<'a> {
+    message: &'a GraphProto,
+    producers: HashMap<&'a str, usize>,
+    initializers: HashMap<&'a str, &'a TensorProto>,
+}
+
+impl<'a> Graph<'a> {
+    /// Indexes a graph.
+    pub fn new(message: &'a GraphProto) -> Self {
+        let producers =
+            message.nodes.iter().enumerate().flat_map(|(index, node)| node.outputs.iter().map(move |name| (name.as_str(), index)));
+        let initializers = message.initializers.iter().map(|tensor| (tensor.name.as_str(), tensor));
+        Self { message, producers: producers.collect(), initializers: initializers.collect() }
+    }
+
+    /// The nodes, in topological order.
+    pub fn nodes(&self) -> &'a [NodeProto] {
+        &self.message.nodes
+    }
+
+    /// The node that makes `tensor`, with its number; none for an input, an initialiser or an unknown name.
+    pub fn producer(&self, tensor: &str) -> Option<(usize, &'a NodeProto)> {
+        self.producers.get(tensor).map(|index| (*index, &self.message.nodes[*index]))
+    }
+
+    /// The initialiser of that name.
+    pub fn initializer(&self, tensor: &str) -> Option<&'a TensorProto> {
+        self.initializers.get(tensor).copied()
+    }
+
+    /// The constant of that name: an initialiser, or the value of a `Constant` node, seen through `Identity` nodes.
+    pub fn constant(&self, tensor: &str) -> Option<&'a TensorProto> {
+        if let Some(initializer) = self.initializer(tensor) {
+            return Some(initializer);
+        }
+        let (_, node) = self.producer(tensor)?;
+        match node.op_type.as_str() {
+            "Constant" => node.attributes.iter().find(|attribute| attribute.name == "value")?.tensor.as_ref(),
+            "Identity" => self.constant(node.inputs.first()?),
+            _ => None,
+        }
+    }
+
+    /// The tensor that `tensor` is a copy of: seen through `Identity`, `Cast` and `Dropout` nodes.
+    pub fn origin(&self, tensor: &'a str) -> &'a str {
+        let mut tensor = tensor;
+        while let Some((_, node)) = self.producer(tensor)
+            && matches!(node.op_type.as_str(), "Identity" | "Cast" | "Dropout")
+            && let Some(input) = node.inputs.first()
+        {
+            tensor = input;
+        }
+        tensor
+    }
+
+    /// Whether `tensor` is computed from `ancestor` (by any number of nodes, at least one).
+    pub fn depends_on(&self, tensor: &str, ancestor: &str) -> bool {
+        // Nothing before the ancestor's own producer can lead to it, which keeps the walk between two layers short.
+        let first = self.producer(ancestor).map_or(0, |(index, _)| index);
+        let mut seen = vec![false; self.message.nodes.len()];
+        let mut pending = vec![tensor];
+        while let Some(name) = pending.pop() {
+            let Some((index, node)) = self.producer(name) else { continue };
+            if index < first || std::mem::replace(&mut seen[index], true) {
+                continue;
+            }
+            if node.inputs.iter().any(|input| input == ancestor) {
+                return true;
+            }
+            pending.extend(node.inputs.iter().map(String::as_str));
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::onnx::messages::AttributeProto;
+
+    /// `OP: inputs -> output`, a node a line; constants are the tensors named `c...`.
+    pub(in crate::onnx) fn parse(text: &str) -> GraphProto {
+        let nodes = text.trim().lines().map(|line| {
+            let (op_type, rest) = line.trim().split_once(": ").unwrap();
+            let (inputs, outputs) = rest.split_once("->").unwrap();
+            let names = |text: &str| text.split_whitespace().map(|name| if name == "_" { "" } else { name }.to_owned()).collect();
+            NodeProto { op_type: op_type.into(), inputs: names(inputs), outputs: names(outputs), ..NodeProto::default() }
+        });
+        let nodes: Vec<NodeProto> = nodes.collect();
+        let mut constants: Vec<&String> = nodes.iter().flat_map(|node| &node.inputs).filter(|name| name.starts_with('c')).collect();
+        constants.sort();
+        constants.dedup();
+        let initializers =
+            constants.iter().map(|name| TensorProto { name: (*name).clone(), dims: vec![8], data_type: 1, ..TensorProto::default() });
+        GraphProto { initializers: initializers.collect(), nodes, ..GraphProto::default() }
+    }
+
+    #[test]
+    fn dependence_follows_every_input_and_stops_at_inputs() {
+        let message = parse("Relu: x -> a\nMatMul: a c1 -> b\nAdd: y b -> d\nRelu: y -> e");
+        let graph = Graph::new(&message);
+        assert!(graph.depends_on("d", "a") && graph.depends_on("d", "x") && graph.depends_on("b", "c1"));
+        assert!(!graph.depends_on("e", "a") && !graph.depends_on("a", "d") && !graph.depends_on("a", "a"));
+    }
+
+    #[test]
+    fn copies_are_seen_through() {
+        let message = parse("Relu: x -> a\nCast: a -> b\nDropout: b -> d\nIdentity: c1 -> e");
+        let graph = Graph::new(&message);
+        assert_eq!(graph.origin("d"), "a");
+        assert_eq!(graph.origin("x"), "x");
+        assert_eq!(graph.constant("e").unwrap().name, "c1");
+        assert!(graph.constant("a").is_none());
+    }
+
+    #[test]
+    fn a_constant_node_is_a_constant() {
+        let mut message = parse("Constant:  -> k");
+        let tensor = TensorProto { int32_data: vec![1], ..TensorProto::default() };
+        message.nodes[0].attributes.push(AttributeProto { name: "value".into(), tensor: Some(tensor) });
+        assert_eq!(Graph::new(&message).constant("k").unwrap().int32_data, [1]);
+    }
+}

@@ -1,0 +1,129 @@
+//! The part of ONNX's protobuf messages that this crate reads, with ONNX's own field numbers.
+//!
+//! Unknown fields are skipped when decoding, so these must not be used to write a model back: see [`super::model`].
+
+use prost::bytes::Bytes;
+
+/// A model file.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ModelProto {
+    /// The main graph.
+    #[prost(message, optional, tag = "7")]
+    pub graph: Option<GraphProto>,
+    /// Functions that nodes may call; their inner tensors cannot be exposed.
+    #[prost(message, repeated, tag = "25")]
+    pub functions: Vec<FunctionProto>,
+}
+
+/// Nodes in topological order and the tensors they share.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct GraphProto {
+    /// The operations.
+    #[prost(message, repeated, tag = "1")]
+    pub nodes: Vec<NodeProto>,
+    /// Constants, the weights among them.
+    #[prost(message, repeated, tag = "5")]
+    pub initializers: Vec<TensorProto>,
+    /// What is fed (old files list the initialisers here too).
+    #[prost(message, repeated, tag = "11")]
+    pub inputs: Vec<ValueInfoProto>,
+    /// What is given back.
+    #[prost(message, repeated, tag = "12")]
+    pub outputs: Vec<ValueInfoProto>,
+}
+
+/// One operation.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct NodeProto {
+    /// Tensor names; an empty one is an absent optional input.
+    #[prost(string, repeated, tag = "1")]
+    pub inputs: Vec<String>,
+    /// Tensor names; an empty one is an optional output that nobody wants.
+    #[prost(string, repeated, tag = "2")]
+    pub outputs: Vec<String>,
+    /// For people; may be empty.
+    #[prost(string, tag = "3")]
+    pub name: String,
+    /// For example `MatMul`.
+    #[prost(string, tag = "4")]
+    pub op_type: String,
+    /// Settings.
+    #[prost(message, repeated, tag = "5")]
+    pub attributes: Vec<AttributeProto>,
+    /// Empty or `ai.onnx` for the standard operations, `com.microsoft` for ONNX Runtime's own.
+    #[prost(string, tag = "7")]
+    pub domain: String,
+}
+
+/// A setting of a node.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct AttributeProto {
+    /// For example `axis`.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// Its value where that is a tensor.
+    #[prost(message, optional, tag = "5")]
+    pub tensor: Option<TensorProto>,
+}
+
+/// A constant.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct TensorProto {
+    /// Its shape; empty for a scalar.
+    #[prost(int64, repeated, tag = "1")]
+    pub dims: Vec<i64>,
+    /// See [`element_type`].
+    #[prost(int32, tag = "2")]
+    pub data_type: i32,
+    /// Values of small integer and boolean types, where they are not in `raw_data`.
+    #[prost(int32, repeated, tag = "5")]
+    pub int32_data: Vec<i32>,
+    /// The tensor's name.
+    #[prost(string, tag = "8")]
+    pub name: String,
+    /// Values in little-endian order, unless they are elsewhere. Shares the file's memory.
+    #[prost(bytes = "bytes", tag = "9")]
+    pub raw_data: Bytes,
+    /// Where the values lie in another file: its `location` among others.
+    #[prost(message, repeated, tag = "13")]
+    pub external_data: Vec<EntryProto>,
+    /// 1 where the values lie in another file.
+    #[prost(int32, tag = "14")]
+    pub data_location: i32,
+}
+
+/// A key and its value.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct EntryProto {
+    /// For example `location`.
+    #[prost(string, tag = "1")]
+    pub key: String,
+    /// For example `model.onnx_data`.
+    #[prost(string, tag = "2")]
+    pub value: String,
+}
+
+/// The name of an input or output (its type is left to the runtime, which infers it).
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ValueInfoProto {
+    /// The tensor's name.
+    #[prost(string, tag = "1")]
+    pub name: String,
+}
+
+/// A function's name.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct FunctionProto {
+    /// For example `LayerNorm_1`.
+    #[prost(string, tag = "1")]
+    pub name: String,
+}
+
+/// Values of [`TensorProto::data_type`].
+pub mod element_type {
+    /// Floating-point types: float32, float16, float64, bfloat16.
+    pub const FLOATS: [i32; 4] = [1, 10, 11, 16];
+}
+
+/// The value of [`TensorProto::data_location`] for a tensor whose values lie in another file.
+pub const EXTERNAL: i32 = 1;

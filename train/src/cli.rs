@@ -1,0 +1,166 @@
+//! The command line: what was typed, one struct per subject. [`crate::config::Config::check`] says what it means.
+
+use clap::{Args, Parser};
+use std::path::PathBuf;
+
+/// Distil a student from a cache of a teacher's answers.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "train", version, max_term_width = 100)]
+pub struct Arguments {
+    /// What is read.
+    #[command(flatten)]
+    pub data: DataArguments,
+    /// What is trained.
+    #[command(flatten)]
+    pub student: StudentArguments,
+    /// What it is taught.
+    #[command(flatten)]
+    pub objective: ObjectiveArguments,
+    /// How long and how fast.
+    #[command(flatten)]
+    pub optimisation: OptimisationArguments,
+    /// Where it runs and what it says.
+    #[command(flatten)]
+    pub machine: MachineArguments,
+}
+
+/// What is read and where the student goes.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Data")]
+pub struct DataArguments {
+    /// The cache directory that precompute wrote
+    #[arg(long, value_name = "DIR")]
+    pub cache: PathBuf,
+    /// The student's directory, new or empty; one that holds the finished student of the same settings is reused
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// A second cache of the same teacher, to measure the student on
+    #[arg(long, value_name = "DIR", conflicts_with = "eval_fraction")]
+    pub eval_cache: Option<PathBuf>,
+    /// Without --eval-cache: the share of the sequences that is held out and measured on [default: 0.02]
+    #[arg(long, value_name = "SHARE")]
+    pub eval_fraction: Option<f64>,
+}
+
+/// The student's shape and first weights.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Student")]
+pub struct StudentArguments {
+    /// Encoder layers
+    #[arg(long, value_name = "N", default_value_t = 6)]
+    pub layers: usize,
+    /// Width of the hidden states [default: the teacher's]
+    #[arg(long, value_name = "N")]
+    pub hidden_size: Option<usize>,
+    /// Attention heads [default: the teacher's]
+    #[arg(long, value_name = "N")]
+    pub heads: Option<usize>,
+    /// Width inside the feed-forward blocks [default: the teacher's]
+    #[arg(long, value_name = "N")]
+    pub feed_forward: Option<usize>,
+    /// The teacher's model.safetensors, to copy first weights from; without it they are random
+    #[arg(long, value_name = "FILE")]
+    pub init_from: Option<PathBuf>,
+    /// The teacher's layers to copy, one per student layer [default: 0,2,4,7,9,11 for 6 of 12, else evenly spaced]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', requires = "init_from")]
+    pub init_layers: Option<Vec<usize>>,
+    /// Probability of dropping an activation
+    #[arg(long, value_name = "P", default_value_t = 0.1)]
+    pub dropout: f64,
+}
+
+/// The loss.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Objective")]
+pub struct ObjectiveArguments {
+    /// Temperature of the soft targets, one that the cache holds [default: the cache's first]
+    #[arg(long, value_name = "T")]
+    pub temperature: Option<f32>,
+    /// Weights of the parts: ce (soft targets), mlm (masked tokens), cos (direction of the last hidden state)
+    #[arg(long, value_name = "WEIGHTS", default_value = "ce=5,mlm=2,cos=1")]
+    pub loss: String,
+}
+
+/// The optimiser and its schedule.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Optimisation")]
+pub struct OptimisationArguments {
+    /// Times that every row of the cache is trained on; each pass of the corpus counts as rows of its own [default: 3]
+    #[arg(long, value_name = "N", conflicts_with = "steps")]
+    pub epochs: Option<u64>,
+    /// Optimiser steps, instead of epochs
+    #[arg(long, value_name = "N")]
+    pub steps: Option<u64>,
+    /// Tokens of a micro-batch, on average
+    #[arg(long, value_name = "N", default_value_t = 2048)]
+    pub batch_tokens: u64,
+    /// Micro-batches of an optimiser step
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub accumulate: u64,
+    /// Largest learning rate
+    #[arg(long, value_name = "RATE", default_value_t = 5e-4)]
+    pub learning_rate: f64,
+    /// Share of the steps during which the learning rate rises
+    #[arg(long, value_name = "SHARE", default_value_t = 0.05)]
+    pub warmup: f64,
+    /// Weight decay, of everything but biases and LayerNorm
+    #[arg(long, value_name = "DECAY", default_value_t = 0.0)]
+    pub weight_decay: f64,
+    /// Largest norm of the whole gradient
+    #[arg(long, value_name = "NORM", default_value_t = 5.0)]
+    pub clip: f64,
+    /// Seed of every random draw
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+}
+
+/// Where it runs and what it says.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Machine and output")]
+pub struct MachineArguments {
+    /// Threads that compute [default: one per processor]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Where the arithmetic runs
+    #[arg(long, value_name = "NAME", default_value = "cpu")]
+    pub device: String,
+    /// Steps between two lines of the log
+    #[arg(long, value_name = "STEPS", default_value_t = 10)]
+    pub log_every: u64,
+    /// Steps between two evaluations [default: once an epoch]; there is always one before the first step and one after the last
+    #[arg(long, value_name = "STEPS")]
+    pub eval_every: Option<u64>,
+    /// No progress, only errors and the summary
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn contradictory_flags_are_refused() {
+        let refused = |extra: &[&str]| {
+            let base = ["train", "--cache", "c", "--out", "o"];
+            Arguments::try_parse_from(base.iter().chain(extra)).is_err()
+        };
+        assert!(!refused(&[]));
+        assert!(refused(&["--epochs", "2", "--steps", "9"]));
+        assert!(refused(&["--eval-cache", "e", "--eval-fraction", "0.1"]));
+        assert!(refused(&["--init-layers", "0,1"]), "layers to copy without a file to copy from");
+    }
+
+    #[test]
+    fn lists_are_split_at_commas() {
+        let typed = ["train", "--cache", "c", "--out", "o", "--init-from", "m", "--init-layers", "0,2,4"];
+        let arguments = Arguments::try_parse_from(typed).unwrap();
+        assert_eq!(arguments.student.init_layers, Some(vec![0, 2, 4]));
+    }
+}

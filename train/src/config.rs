@@ -1,0 +1,427 @@
+//! What was typed, checked and resolved. [`Config::check`] is the only way to a [`Config`], and a run accepts nothing else: whatever can be
+//! refused is refused here, before any work.
+
+use crate::batcher::{Duration, Targets};
+use crate::cli::{Arguments, OptimisationArguments, StudentArguments};
+use crate::device;
+use crate::loss::LossWeights;
+use crate::student::config::{Overrides, StudentConfig};
+use crate::student::init::TeacherTensors;
+use logitcache::cache::reader::Cache;
+use logitcache::error::{Error, Result};
+use logitcache::fingerprint::Fingerprint;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The share of the sequences held out where nothing is said.
+pub const DEFAULT_EVAL_FRACTION: f64 = 0.02;
+
+/// Epochs where nothing is said.
+pub const DEFAULT_EPOCHS: u64 = 3;
+
+/// The folder of a cache that holds the teacher's configuration and tokenizer files.
+pub const TEACHER_FOLDER: &str = "teacher";
+
+/// What the student is measured on.
+#[derive(Clone, Debug)]
+pub enum EvaluationSource {
+    /// Nothing: the share held out is 0.
+    Nothing,
+    /// A share of the training cache's sequences.
+    HeldOut(f64),
+    /// Another cache of the same teacher.
+    Cache(Cache),
+}
+
+/// The first weights.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Initialisation {
+    /// Drawn from the seed.
+    Random,
+    /// Copied from a teacher's file: `layers[i]` becomes the student's layer i.
+    Teacher {
+        /// A `.safetensors` file.
+        path: PathBuf,
+        /// One per student layer.
+        layers: Vec<usize>,
+    },
+}
+
+/// A run that can be made. See [`crate::cli`] for the flags behind the fields.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub(crate) cache: Cache,
+    pub(crate) evaluation: EvaluationSource,
+    pub(crate) out: PathBuf,
+    pub(crate) student: StudentConfig,
+    pub(crate) initialisation: Initialisation,
+    pub(crate) targets: Targets,
+    pub(crate) temperature: f32,
+    pub(crate) weights: LossWeights,
+    /// Hidden layers to read: the teacher's last where the cosine part has a weight, else none.
+    pub(crate) hidden_layers: Vec<u32>,
+    pub(crate) duration: Duration,
+    pub(crate) batch_tokens: u64,
+    pub(crate) accumulate: u64,
+    pub(crate) learning_rate: f64,
+    pub(crate) warmup: f64,
+    pub(crate) weight_decay: f64,
+    pub(crate) clip: f64,
+    pub(crate) seed: u64,
+    pub(crate) threads: usize,
+    pub(crate) log_every: u64,
+    pub(crate) eval_every: Option<u64>,
+    pub(crate) quiet: bool,
+    /// Everything above that determines the student, by flag name, and the fingerprints of what is read: two runs with the same settings
+    /// are the same run.
+    pub(crate) settings: BTreeMap<String, String>,
+}
+
+impl Config {
+    /// Says what the arguments mean.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a flag, or a combination of flags and cache, that cannot be trained; [`Error::Data`] and the like for a cache
+    /// or an initial file that cannot be read.
+    pub fn check(arguments: &Arguments) -> Result<Self> {
+        let Arguments { data, student: shape, objective, optimisation, machine } = arguments;
+        device::check(&machine.device)?;
+        check_numbers(optimisation)?;
+        for (flag, steps) in [("--log-every", Some(machine.log_every)), ("--eval-every", machine.eval_every)] {
+            at_least_one(flag, steps.unwrap_or(1))?;
+        }
+        let threads = machine.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+        at_least_one("--threads", threads as u64)?;
+        let weights: LossWeights = objective.loss.parse()?;
+        let cache = Cache::open(&data.cache)?;
+        check_tokenizer(&cache)?;
+        let temperature = objective.temperature.unwrap_or_else(|| cache.spec().logits_temperature());
+        let targets = Targets::new(cache.spec(), temperature, false)?;
+        let student = student_config(shape, &cache)?;
+        let hidden_layers = if weights.cos > 0.0 { vec![last_layer(&cache, &student)?] } else { Vec::new() };
+        let evaluation = evaluation_source(data.eval_cache.as_deref(), data.eval_fraction, &cache)?;
+        let initialisation = initialisation(shape, &student)?;
+        let duration = duration(optimisation)?;
+        let mut config = Self {
+            cache,
+            evaluation,
+            out: data.out.clone(),
+            student,
+            initialisation,
+            targets,
+            temperature,
+            weights,
+            hidden_layers,
+            duration,
+            batch_tokens: optimisation.batch_tokens,
+            accumulate: optimisation.accumulate,
+            learning_rate: optimisation.learning_rate,
+            warmup: optimisation.warmup,
+            weight_decay: optimisation.weight_decay,
+            clip: optimisation.clip,
+            seed: optimisation.seed,
+            threads,
+            log_every: machine.log_every,
+            eval_every: machine.eval_every,
+            quiet: machine.quiet,
+            settings: BTreeMap::new(),
+        };
+        config.settings = config.resolve_settings()?;
+        Ok(config)
+    }
+
+    /// The folder with the teacher's configuration and tokenizer files.
+    pub fn teacher_folder(&self) -> PathBuf {
+        self.cache.directory().join(TEACHER_FOLDER)
+    }
+
+    /// Threads do not belong to the settings: they change rounding at most. Nor does `--quiet`.
+    fn resolve_settings(&self) -> Result<BTreeMap<String, String>> {
+        let (mut settings, student) = (BTreeMap::new(), &self.student);
+        let mut set = |name: &str, value: &dyn ToString| settings.insert(name.to_owned(), value.to_string());
+        set("cache", &self.cache.manifest().fingerprints.run);
+        match &self.evaluation {
+            EvaluationSource::Nothing => set("eval-fraction", &0.0),
+            EvaluationSource::HeldOut(share) => set("eval-fraction", &share),
+            EvaluationSource::Cache(cache) => set("eval-cache", &cache.manifest().fingerprints.run),
+        };
+        set("layers", &student.n_layers);
+        set("hidden-size", &student.dim);
+        set("heads", &student.n_heads);
+        set("feed-forward", &student.hidden_dim);
+        set("dropout", &student.dropout);
+        match &self.initialisation {
+            Initialisation::Random => set("init-from", &"random"),
+            Initialisation::Teacher { path, layers } => {
+                set("init-layers", &layers.iter().map(usize::to_string).collect::<Vec<_>>().join(","));
+                set("init-from", &Fingerprint::of_file(path)?)
+            }
+        };
+        set("temperature", &self.temperature);
+        set("loss", &self.weights);
+        match self.duration {
+            Duration::Epochs(epochs) => set("epochs", &epochs),
+            Duration::Steps(steps) => set("steps", &steps),
+        };
+        set("batch-tokens", &self.batch_tokens);
+        set("accumulate", &self.accumulate);
+        set("learning-rate", &self.learning_rate);
+        set("warmup", &self.warmup);
+        set("weight-decay", &self.weight_decay);
+        set("clip", &self.clip);
+        set("seed", &self.seed);
+        set("log-every", &self.log_every);
+        set("eval-every", &self.eval_every.map_or("epoch".to_owned(), |steps| steps.to_string()));
+        Ok(settings)
+    }
+}
+
+fn at_least_one(flag: &str, value: u64) -> Result<()> {
+    if value > 0 { Ok(()) } else { Err(Error::usage(flag, "at least 1", "0", "leave it out for the default")) }
+}
+
+fn check_numbers(optimisation: &OptimisationArguments) -> Result<()> {
+    let OptimisationArguments { batch_tokens, accumulate, learning_rate, warmup, weight_decay, clip, .. } = optimisation;
+    at_least_one("--batch-tokens", *batch_tokens)?;
+    at_least_one("--accumulate", *accumulate)?;
+    if batch_tokens.checked_mul(*accumulate).is_none_or(|tokens| tokens > u64::from(u32::MAX)) {
+        let found = format!("{batch_tokens} x {accumulate}");
+        return Err(Error::usage("--batch-tokens", "at most 4294967295 tokens a step", found, "use a smaller step"));
+    }
+    let above_zero = |value: f64| value.is_finite() && value > 0.0;
+    let checks = [
+        ("--learning-rate", "a finite value above 0", *learning_rate, above_zero(*learning_rate)),
+        ("--warmup", "a share from 0 to 1", *warmup, (0.0..=1.0).contains(warmup)),
+        ("--weight-decay", "a finite value of at least 0", *weight_decay, weight_decay.is_finite() && *weight_decay >= 0.0),
+        ("--clip", "a finite value above 0", *clip, above_zero(*clip)),
+    ];
+    match checks.iter().find(|check| !check.3) {
+        None => Ok(()),
+        Some((flag, expected, found, _)) => Err(Error::usage(*flag, *expected, found.to_string(), "leave it out for the default")),
+    }
+}
+
+fn duration(optimisation: &OptimisationArguments) -> Result<Duration> {
+    let duration = match (optimisation.epochs, optimisation.steps) {
+        (Some(epochs), Some(steps)) => {
+            return Err(Error::usage("--epochs", "no --steps beside it", format!("{epochs} with --steps {steps}"), "give one of the two"));
+        }
+        (None, Some(steps)) => Duration::Steps(steps),
+        (epochs, None) => Duration::Epochs(epochs.unwrap_or(DEFAULT_EPOCHS)),
+    };
+    match duration {
+        Duration::Epochs(count) => at_least_one("--epochs", count)?,
+        Duration::Steps(count) => at_least_one("--steps", count)?,
+    }
+    Ok(duration)
+}
+
+/// The student's directory gets the tokenizer that the cache holds: better missed now than after the training.
+fn check_tokenizer(cache: &Cache) -> Result<()> {
+    let folder = cache.directory().join(TEACHER_FOLDER);
+    if folder.join("tokenizer.json").is_file() {
+        return Ok(());
+    }
+    Err(Error::data(folder, "tokenizer.json", "the teacher's tokenizer", "no such file", "copy it there, or run precompute again"))
+}
+
+/// The teacher's shape with what the user changed.
+fn student_config(shape: &StudentArguments, cache: &Cache) -> Result<StudentConfig> {
+    if !(0.0..1.0).contains(&shape.dropout) {
+        return Err(Error::usage("--dropout", "a probability of at least 0 and below 1", shape.dropout.to_string(), "use 0.1, or 0 for none"));
+    }
+    let overrides = Overrides {
+        n_layers: Some(shape.layers),
+        dim: shape.hidden_size,
+        n_heads: shape.heads,
+        hidden_dim: shape.feed_forward,
+        dropout: Some(shape.dropout),
+        attention_dropout: Some(shape.dropout),
+    };
+    let path = cache.directory().join(TEACHER_FOLDER).join("config.json");
+    let config = StudentConfig::from_teacher(&path, &overrides).map_err(name_the_flag)?;
+    let vocabulary = cache.spec().vocabulary_size();
+    if config.vocab_size != vocabulary {
+        let expected = format!("the cache's {vocabulary} ids, the length of a logits row");
+        return Err(Error::data(&path, "vocab_size", expected, config.vocab_size.to_string(), "run precompute with the teacher's own config.json"));
+    }
+    Ok(config)
+}
+
+/// A shape that cannot be is a matter of the flag that set it.
+fn name_the_flag(error: Error) -> Error {
+    let Error::Invalid { field, expected, found } = error else { return error };
+    let flag = match field.as_str() {
+        "n_layers" => "--layers",
+        "dim" => "--hidden-size",
+        "n_heads" => "--heads",
+        "hidden_dim" => "--feed-forward",
+        _ => return Error::Invalid { field, expected, found },
+    };
+    Error::usage(flag, expected.replace("dim", "--hidden-size"), found, "change one of the student's flags")
+}
+
+/// The teacher's last layer, if the cosine part can be computed.
+fn last_layer(cache: &Cache, student: &StudentConfig) -> Result<u32> {
+    let (spec, last) = (cache.spec(), cache.manifest().teacher.layers);
+    if last == 0 || !spec.hidden_layers().contains(&last) {
+        let held = match spec.hidden_layers() {
+            [] => "no hidden states".to_owned(),
+            layers => format!("layers {layers:?} of {last}"),
+        };
+        let remedy = "use --loss with cos=0, or make the cache anew with precompute --hidden-layers last";
+        return Err(Error::usage("--loss", "a cache with the teacher's last hidden state, for cos", format!("a cache with {held}"), remedy));
+    }
+    if spec.hidden_size() != student.dim {
+        let found = format!("cos with --hidden-size {}", student.dim);
+        let remedy = "use --loss with cos=0, or the teacher's width";
+        return Err(Error::usage("--loss", format!("a student as wide as the teacher's {}, for cos", spec.hidden_size()), found, remedy));
+    }
+    Ok(last)
+}
+
+fn evaluation_source(eval_cache: Option<&Path>, fraction: Option<f64>, cache: &Cache) -> Result<EvaluationSource> {
+    let Some(directory) = eval_cache else {
+        let fraction = fraction.unwrap_or(DEFAULT_EVAL_FRACTION);
+        if !(0.0..1.0).contains(&fraction) {
+            return Err(Error::usage("--eval-fraction", "a share of at least 0 and below 1", fraction.to_string(), "use 0.02, or 0 for none"));
+        }
+        return Ok(if fraction == 0.0 { EvaluationSource::Nothing } else { EvaluationSource::HeldOut(fraction) });
+    };
+    let eval_cache = Cache::open(directory)?;
+    let (training, evaluation) = (cache.manifest(), eval_cache.manifest());
+    let (asked, found) = (&training.fingerprints, &evaluation.fingerprints);
+    let numbers = |cache: &Cache| format!("task {:?}, {} ids, top {}", cache.spec().task(), cache.spec().vocabulary_size(), cache.spec().top_k());
+    let comparisons = [
+        ("teacher", asked.teacher.to_string(), found.teacher.to_string()),
+        ("tokenizer", asked.tokenizer.to_string(), found.tokenizer.to_string()),
+        ("spec", numbers(cache), numbers(&eval_cache)),
+    ];
+    for (field, expected, found) in comparisons {
+        if expected != found {
+            let remedy = "make the evaluation cache with the training cache's teacher, tokenizer and --top-k";
+            return Err(Error::data(directory, field, format!("the training cache's {expected}"), found, remedy));
+        }
+    }
+    if asked.corpus == found.corpus {
+        let remedy = "name a cache of other documents, or use --eval-fraction";
+        return Err(Error::usage("--eval-cache", "documents that are not trained on", "the training cache's corpus", remedy));
+    }
+    Ok(EvaluationSource::Cache(eval_cache))
+}
+
+fn initialisation(shape: &StudentArguments, student: &StudentConfig) -> Result<Initialisation> {
+    let Some(path) = &shape.init_from else { return Ok(Initialisation::Random) };
+    let path = if path.is_dir() { path.join("model.safetensors") } else { path.clone() };
+    let layers = TeacherTensors::open(&path, student, shape.init_layers.as_deref())?.layers().to_vec();
+    Ok(Initialisation::Teacher { path, layers })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::small_cache::{SmallCache, arguments};
+
+    fn check(cache: &Path, extra: &[&str]) -> Result<Config> {
+        Config::check(&arguments(cache, Path::new("out"), extra))
+    }
+
+    /// The refusal of a run on `cache`, whose exit code is `code`.
+    fn refusal(cache: &SmallCache, extra: &[&str], code: u8) -> String {
+        let directory = tempfile::tempdir().unwrap();
+        let error = check(&cache.write(directory.path(), "cache"), extra).unwrap_err();
+        assert_eq!(error.exit_code(), code, "{error}");
+        error.to_string()
+    }
+
+    fn assert_names(refusal: &str, words: &[&str]) {
+        assert!(words.iter().all(|word| refusal.contains(word)), "not all of {words:?} in: {refusal}");
+    }
+
+    #[test]
+    fn defaults_come_from_the_cache() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = check(&SmallCache::default().write(directory.path(), "cache"), &[]).unwrap();
+        assert_eq!((config.temperature, config.student.dim, config.student.n_heads, config.student.n_layers), (2.0, 16, 2, 1));
+        assert_eq!((config.duration, config.hidden_layers), (Duration::Epochs(3), vec![2]));
+        assert_eq!(config.settings["loss"], "ce=5,mlm=2,cos=1");
+        assert!(matches!(config.evaluation, EvaluationSource::HeldOut(share) if share == DEFAULT_EVAL_FRACTION));
+    }
+
+    #[test]
+    fn settings_name_what_makes_a_run_another_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = SmallCache::default().write(directory.path(), "cache");
+        let settings = |extra: &[&str]| check(&cache, extra).unwrap().settings;
+        assert_eq!(settings(&[]), settings(&["--temperature", "2"]), "a default and the same value typed");
+        for extra in [&["--seed", "1"], &["--clip", "1"], &["--steps", "3"], &["--eval-fraction", "0"], &["--loss", "ce=1"]] {
+            assert_ne!(settings(&[]), settings(extra), "{extra:?}");
+        }
+    }
+
+    #[test]
+    fn a_temperature_that_the_cache_lacks_is_refused() {
+        assert_names(&refusal(&SmallCache::default(), &["--temperature", "4"], 2), &["--temperature", "2, 1", "found 4", "precompute --temperature 4"]);
+    }
+
+    #[test]
+    fn a_cosine_part_needs_the_last_layer_and_the_same_width() {
+        let without = SmallCache { hidden_layers: vec![], ..SmallCache::default() };
+        assert_names(&refusal(&without, &[], 2), &["--loss", "no hidden states", "precompute --hidden-layers last"]);
+        let another = SmallCache { hidden_layers: vec![0, 1], ..SmallCache::default() };
+        assert_names(&refusal(&another, &[], 2), &["[0, 1]", "precompute --hidden-layers last"]);
+        assert_names(&refusal(&SmallCache::default(), &["--hidden-size", "8"], 2), &["--hidden-size 8", "the teacher's 16"]);
+        let directory = tempfile::tempdir().unwrap();
+        assert!(check(&without.write(directory.path(), "cache"), &["--loss", "ce=5,mlm=2", "--hidden-size", "8"]).is_ok());
+    }
+
+    #[test]
+    fn flags_out_of_range_are_named() {
+        let cases: [(&[&str], &str); 11] = [
+            (&["--batch-tokens", "0"], "--batch-tokens"),
+            (&["--accumulate", "0"], "--accumulate"),
+            (&["--learning-rate", "nan"], "--learning-rate"),
+            (&["--warmup", "1.5"], "--warmup"),
+            (&["--clip", "0"], "--clip"),
+            (&["--dropout", "1"], "--dropout"),
+            (&["--heads", "3"], "--heads"),
+            (&["--epochs", "0"], "--epochs"),
+            (&["--eval-fraction", "1"], "--eval-fraction"),
+            (&["--eval-every", "0"], "--eval-every"),
+            (&["--device", "cuda"], "--device"),
+        ];
+        for (extra, flag) in cases {
+            assert_names(&refusal(&SmallCache::default(), extra, 2), &[flag]);
+        }
+    }
+
+    #[test]
+    fn an_evaluation_cache_must_be_the_same_teachers_on_other_documents() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = SmallCache::default().write(directory.path(), "cache");
+        let with = |name: &str, other: SmallCache| {
+            let other = SmallCache { corpus: "held out", ..other }.write(directory.path(), name);
+            check(&cache, &["--eval-cache", &other.display().to_string()])
+        };
+        assert!(with("good", SmallCache::default()).is_ok());
+        let error = with("other", SmallCache { teacher: "another", ..SmallCache::default() }).unwrap_err();
+        assert_eq!(error.exit_code(), 1);
+        assert_names(&error.to_string(), &["other", "teacher", "training cache"]);
+        let same = check(&cache, &["--eval-cache", &cache.display().to_string()]).unwrap_err();
+        assert_names(&same.to_string(), &["--eval-cache", "--eval-fraction"]);
+    }
+
+    #[test]
+    fn a_cache_without_its_tokenizer_or_manifest_is_refused_before_training() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = SmallCache::default().write(directory.path(), "cache");
+        std::fs::remove_file(cache.join("teacher/tokenizer.json")).unwrap();
+        assert_names(&check(&cache, &[]).unwrap_err().to_string(), &["tokenizer.json", "precompute"]);
+        assert_eq!(check(&directory.path().join("absent"), &[]).unwrap_err().exit_code(), 1);
+    }
+
+    #[test]
+    fn a_missing_initial_file_is_named() {
+        assert_names(&refusal(&SmallCache::default(), &["--init-from", "nowhere.safetensors"], 1), &["nowhere.safetensors"]);
+    }
+}

@@ -1,0 +1,135 @@
+//! One row of logits: both losses and their gradient, in place.
+//!
+//! With z the logits and T the temperature, the gradient is `A exp((z - z_max) / T) + B exp(z - z_max)` but at the stored ids and at the label
+//! (see `loss::ghost_kl` and `loss::cross_entropy`). So a row needs one pass of exponentials where it is not masked, and four where it is.
+
+use super::element::Element;
+use super::head_loss::{HeadLoss, HeadTargets};
+use super::level::{LANES, lane_sum};
+use crate::loss::cross_entropy::cross_entropy;
+use crate::loss::ghost_kl::{TeacherMass, ghost_kl};
+
+/// The constants of every row's gradient; a factor of 0 turns its part off.
+pub(crate) struct Objective {
+    pub(crate) inverse_temperature: f64,
+    /// weight * T^2 / asked rows, times 1 / T from the chain rule.
+    pub(crate) ce: f64,
+    /// weight / masked rows.
+    pub(crate) mlm: f64,
+    /// Whether k is the vocabulary.
+    pub(crate) whole: bool,
+}
+
+/// What one row is taught.
+pub(crate) struct RowTargets<'a> {
+    ids: &'a [u32],
+    log_probabilities: &'a [f32],
+    label: Option<usize>,
+}
+
+impl<'a> RowTargets<'a> {
+    pub(crate) fn new(targets: &HeadTargets<'a>, row: usize) -> Self {
+        let k = targets.k;
+        Self {
+            ids: &targets.top_ids[row * k..][..k],
+            log_probabilities: &targets.log_probabilities[row * k..][..k],
+            label: usize::try_from(targets.labels[row]).ok(),
+        }
+    }
+}
+
+levelled! {
+    /// One row of logits, still without bias, becomes its gradient. `kept` is a buffer for the stored ids' logits. Gives the row's KL (without
+    /// T^2) and cross-entropy.
+    pub(crate) fn differentiate_row<T>(
+        logits: &mut [T], bias: &[T], targets: RowTargets<'_>, objective: &Objective, kept: &mut Vec<T>,
+    ) -> HeadLoss {
+        let largest = add_bias(logits, bias);
+        logits.iter_mut().for_each(|logit| *logit -= largest);
+        let label = targets.label.filter(|_| objective.mlm > 0.0);
+        let mut losses = HeadLoss::default();
+        let mut of_label = T::zero(); // what exp(z) is multiplied by
+        if let Some(label) = label {
+            let sum = lane_sum(logits.len(), |i| logits[i].exp()).to_f64();
+            losses.mlm = cross_entropy(logits[label].to_f64(), sum);
+            of_label = T::from_f64(objective.mlm / sum);
+        }
+        if objective.ce > 0.0 {
+            losses.ce = distil_row(logits, &targets, label.map(|_| of_label), objective, kept);
+        } else {
+            logits.iter_mut().for_each(|logit| *logit = of_label * logit.exp());
+        }
+        if let Some(label) = label {
+            logits[label] -= T::from_f64(objective.mlm);
+        }
+        losses
+    }
+}
+
+/// Adds the bias and gives the largest logit.
+#[inline(always)]
+fn add_bias<T: Element>(logits: &mut [T], bias: &[T]) -> T {
+    let mut largest = [T::NEGATIVE_INFINITY; LANES];
+    for (logits, bias) in logits.chunks_mut(LANES).zip(bias.chunks(LANES)) {
+        for ((logit, bias), largest) in logits.iter_mut().zip(bias).zip(&mut largest) {
+            *logit += *bias;
+            *largest = if *logit > *largest { *logit } else { *largest };
+        }
+    }
+    largest.iter().fold(T::NEGATIVE_INFINITY, |a, b| if *b > a { *b } else { a })
+}
+
+/// Relative logits become the gradient of the KL plus, on a masked row, `of_label` times their exponentials. Gives the KL.
+#[inline(always)]
+fn distil_row<T: Element>(
+    logits: &mut [T],
+    targets: &RowTargets<'_>,
+    of_label: Option<T>,
+    objective: &Objective,
+    kept: &mut Vec<T>,
+) -> f64 {
+    let inverse_temperature = T::from_f64(objective.inverse_temperature);
+    // The stored ids are set aside, so that the sum over the others is a sum and not a difference.
+    kept.clear();
+    kept.extend(targets.ids.iter().map(|id| logits[*id as usize]));
+    targets.ids.iter().for_each(|id| logits[*id as usize] = T::NEGATIVE_INFINITY);
+    let outside = match of_label {
+        Some(_) => lane_sum(logits.len(), |i| (logits[i] * inverse_temperature).exp()),
+        None => exponentials(logits, inverse_temperature),
+    };
+    let outside = if objective.whole { 0.0 } else { outside.to_f64() };
+    let inside: f64 = kept.iter().map(|logit| (*logit * inverse_temperature).exp().to_f64()).sum();
+    let normaliser = outside + inside;
+    let mass = TeacherMass::new(targets.log_probabilities, objective.whole);
+    let tempered = kept.iter().map(|logit| logit.to_f64() * objective.inverse_temperature);
+    let loss = ghost_kl(targets.log_probabilities, tempered, mass, outside, normaliser);
+
+    let student = mass.total() / normaliser;
+    let of_outside = if objective.whole { 0.0 } else { objective.ce * (student - mass.residual / outside.max(f64::MIN_POSITIVE)) };
+    let of_outside = T::from_f64(of_outside);
+    match of_label {
+        Some(of_label) => {
+            logits.iter_mut().for_each(|logit| *logit = of_outside * (*logit * inverse_temperature).exp() + of_label * logit.exp())
+        }
+        None => logits.iter_mut().for_each(|exponential| *exponential *= of_outside),
+    }
+    let (of_student, of_teacher) = (T::from_f64(objective.ce * student), T::from_f64(objective.ce));
+    for ((id, logit), log_teacher) in targets.ids.iter().zip(kept.iter()).zip(targets.log_probabilities) {
+        let slope = of_student * (*logit * inverse_temperature).exp() - of_teacher * T::from_f32(*log_teacher).exp();
+        logits[*id as usize] = slope + of_label.unwrap_or(T::zero()) * logit.exp();
+    }
+    loss
+}
+
+/// exp(factor x) in place, and the sum.
+#[inline(always)]
+fn exponentials<T: Element>(values: &mut [T], factor: T) -> T {
+    let mut sums = [T::zero(); LANES];
+    for chunk in values.chunks_mut(LANES) {
+        for (value, sum) in chunk.iter_mut().zip(&mut sums) {
+            *value = (*value * factor).exp();
+            *sum += *value;
+        }
+    }
+    sums.iter().fold(T::zero(), |a, b| a + *b)
+}

@@ -1,0 +1,234 @@
+//! LayerNorm (Ba, Kiros and Hinton 2016), with the residual added on the way.
+//!
+//! With s = x + residual, m and v the mean and the variance of a row of s, and r = 1 / sqrt(v + epsilon):
+//! y = g h + b for h = (s - m) r. Backwards, with d = dy g: ds = r (d - mean(d) - h mean(d h)), dg = sum of dy h, db = sum of dy. A row's
+//! m and r are kept; h is computed again from the operands, which candle keeps anyway.
+
+use super::element::Element;
+use super::level::{Level, lane_sum};
+use super::linear::{keep, taken};
+use super::parameter::Affine;
+use super::storage::{check_parameter, failure, filled_by_chunks, for_dtype, rows_and_width, slice_of, tensor_of, with_slice};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+use std::sync::Mutex;
+
+/// Each row of `x` `[rows, width]`, normalised, times the weight `[width]`, plus the bias `[width]`.
+pub fn layer_norm(x: &Tensor, norm: &Affine, epsilon: f64) -> Result<Tensor> {
+    check(x, norm)?;
+    for_dtype!("layer_norm", x.dtype(), T => x.apply_op1(LayerNorm::<T>::new(norm, epsilon, x.track_op())))
+}
+
+/// [`layer_norm`] of `x + residual`, both `[rows, width]`.
+pub fn add_layer_norm(x: &Tensor, residual: &Tensor, norm: &Affine, epsilon: f64) -> Result<Tensor> {
+    check(x, norm)?;
+    check(residual, norm)?;
+    if x.shape() != residual.shape() {
+        return Err(failure("add_layer_norm", format!("operands of {:?} and {:?}", x.dims(), residual.dims())));
+    }
+    let tracked = x.track_op() || residual.track_op();
+    for_dtype!("add_layer_norm", x.dtype(), T => x.apply_op2(residual, LayerNorm::<T>::new(norm, epsilon, tracked)))
+}
+
+fn check(x: &Tensor, norm: &Affine) -> Result<()> {
+    let (_, width) = rows_and_width("layer_norm", x)?;
+    check_parameter("layer_norm", &norm.weight, x.dtype(), &[width])?;
+    check_parameter("layer_norm", &norm.bias, x.dtype(), &[width])
+}
+
+struct LayerNorm<T> {
+    norm: Affine,
+    epsilon: f64,
+    tracked: bool,
+    /// `[rows]`: (mean, 1 / standard deviation).
+    moments: Mutex<Option<Vec<(T, T)>>>,
+}
+
+/// Rows of a backward task: each gives one partial sum of the weight gradients, and the partial sums are added in order.
+const ROW_BLOCK: usize = 32;
+
+impl<T: Element> LayerNorm<T> {
+    fn new(norm: &Affine, epsilon: f64, tracked: bool) -> Self {
+        Self { norm: norm.clone(), epsilon, tracked, moments: Mutex::new(None) }
+    }
+
+    fn forward(&self, x: &[T], residual: Option<&[T]>, shape: &Shape) -> Result<(CpuStorage, Shape)> {
+        let width = self.norm.bias.elements();
+        let (level, epsilon) = (Level::best(), T::from_f64(self.epsilon));
+        let mut moments = vec![(T::zero(), T::zero()); x.len() / width];
+        let y = self.norm.weight.with_value(|weight: &[T]| {
+            self.norm.bias.with_value(|bias: &[T]| {
+                let rows = x.par_chunks(width).zip(moments.par_iter_mut()).enumerate().with_min_len(16);
+                filled_by_chunks(x.len(), width, rows, |y, (row, (x, moments))| {
+                    let residual = residual.map(|residual| &residual[row * width..][..width]);
+                    *moments = normalise(level, x, residual, weight, bias, epsilon, y);
+                })
+            })
+        })??;
+        keep(&self.moments, moments, self.tracked);
+        Ok((T::to_cpu_storage_owned(y), shape.clone()))
+    }
+
+    fn backward(&self, x: &Tensor, residual: Option<&Tensor>, gradient: &Tensor) -> Result<Tensor> {
+        let moments = taken("layer_norm", &self.moments)?;
+        let ds = with_slice("layer_norm", gradient, |dy: &[T]| {
+            with_slice("layer_norm", x, |x: &[T]| match residual {
+                Some(residual) => with_slice("layer_norm", residual, |residual: &[T]| self.slopes(dy, x, Some(residual), &moments))?,
+                None => self.slopes(dy, x, None, &moments),
+            })
+        })???;
+        tensor_of(ds, x.shape())
+    }
+
+    fn slopes(&self, dy: &[T], x: &[T], residual: Option<&[T]>, moments: &[(T, T)]) -> Result<Vec<T>> {
+        let (width, level) = (self.norm.bias.elements(), Level::best());
+        let block = ROW_BLOCK * width;
+        let mut partial = vec![T::zero(); moments.len().div_ceil(ROW_BLOCK) * 2 * width];
+        let ds = self.norm.weight.with_value(|weight: &[T]| {
+            let blocks = dy.par_chunks(block).zip(x.par_chunks(block)).zip(partial.par_chunks_mut(2 * width)).enumerate();
+            filled_by_chunks(x.len(), block, blocks, |ds, (index, ((dy, x), partial))| {
+                let (weight_sum, bias_sum) = partial.split_at_mut(width);
+                for (row, ds) in ds.chunks_exact_mut(width).enumerate() {
+                    let (here, moments) = (row * width, moments[index * ROW_BLOCK + row]);
+                    let residual = residual.map(|residual| &residual[index * block + here..][..width]);
+                    let (dy, x) = (&dy[here..][..width], &x[here..][..width]);
+                    differentiate(level, dy, x, residual, weight, moments, ds, weight_sum, bias_sum);
+                }
+            })
+        })?;
+        for (parameter, half) in [(&self.norm.weight, 0), (&self.norm.bias, width)] {
+            parameter.with_gradient(|sink: &mut [T]| {
+                for partial in partial.chunks_exact(2 * width) {
+                    sink.iter_mut().zip(&partial[half..]).for_each(|(sink, value)| *sink += *value);
+                }
+            })?;
+        }
+        Ok(ds)
+    }
+}
+
+levelled! {
+    /// One row; `y` holds x + residual in between. Gives (mean, 1 / standard deviation).
+    fn normalise<T>(x: &[T], residual: Option<&[T]>, weight: &[T], bias: &[T], epsilon: T, y: &mut [T]) -> (T, T) {
+        let width = y.len();
+        let (x, weight, bias) = (&x[..width], &weight[..width], &bias[..width]);
+        match residual {
+            Some(residual) => y.iter_mut().zip(x).zip(residual).for_each(|((y, x), residual)| *y = *x + *residual),
+            None => y.copy_from_slice(x),
+        }
+        let inverse_width = T::one() / T::from_f64(width as f64);
+        let mean = lane_sum(width, |i| y[i]) * inverse_width;
+        let variance = lane_sum(width, |i| (y[i] - mean) * (y[i] - mean)) * inverse_width;
+        let inverse_deviation = T::one() / (variance + epsilon).sqrt();
+        for i in 0..width {
+            y[i] = (y[i] - mean) * inverse_deviation * weight[i] + bias[i];
+        }
+        (mean, inverse_deviation)
+    }
+}
+
+levelled! {
+    /// One row's `ds`, and its terms added to the sums of the weight's and the bias's gradients.
+    fn differentiate<T>(
+        dy: &[T], x: &[T], residual: Option<&[T]>, weight: &[T], moments: (T, T), ds: &mut [T], weight_sum: &mut [T], bias_sum: &mut [T],
+    ) {
+        let width = ds.len();
+        let (dy, x, weight) = (&dy[..width], &x[..width], &weight[..width]);
+        let (weight_sum, bias_sum) = (&mut weight_sum[..width], &mut bias_sum[..width]);
+        let (mean, inverse_deviation) = moments;
+        match residual {
+            Some(residual) => ds.iter_mut().zip(x).zip(residual).for_each(|((h, x), residual)| *h = (*x + *residual - mean) * inverse_deviation),
+            None => ds.iter_mut().zip(x).for_each(|(h, x)| *h = (*x - mean) * inverse_deviation),
+        }
+        let inverse_width = T::one() / T::from_f64(width as f64);
+        let mean_slope = lane_sum(width, |i| dy[i] * weight[i]) * inverse_width;
+        let mean_product = lane_sum(width, |i| dy[i] * weight[i] * ds[i]) * inverse_width;
+        for i in 0..width {
+            let h = ds[i];
+            weight_sum[i] += dy[i] * h;
+            bias_sum[i] += dy[i];
+            ds[i] = inverse_deviation * (dy[i] * weight[i] - mean_slope - h * mean_product);
+        }
+    }
+}
+
+impl<T: Element> CustomOp1 for LayerNorm<T> {
+    fn name(&self) -> &'static str {
+        "layer_norm"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.forward(slice_of("layer_norm", storage, layout)?, None, layout.shape())
+    }
+
+    fn bwd(&self, x: &Tensor, _y: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
+        Ok(Some(self.backward(x, None, gradient)?))
+    }
+}
+
+impl<T: Element> CustomOp2 for LayerNorm<T> {
+    fn name(&self) -> &'static str {
+        "add_layer_norm"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, x_layout: &Layout, residual: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let residual = slice_of("add_layer_norm", residual, layout)?;
+        self.forward(slice_of("add_layer_norm", x, x_layout)?, Some(residual), x_layout.shape())
+    }
+
+    fn bwd(&self, x: &Tensor, residual: &Tensor, _y: &Tensor, gradient: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let ds = self.backward(x, Some(residual), gradient)?;
+        Ok((Some(ds.clone()), Some(ds)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::ParameterRef;
+    use crate::kernels::proof::{Proof, affines, assert_close, numbers, random, random_affine};
+
+    const EPSILON: f64 = 1e-12;
+
+    fn reference(x: &[f64], weight: &[f64], bias: &[f64]) -> Vec<f64> {
+        let normalise = |row: &[f64]| {
+            let mean = row.iter().sum::<f64>() / row.len() as f64;
+            let variance = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / row.len() as f64;
+            let deviation = (variance + EPSILON).sqrt();
+            row.iter().zip(weight.iter().zip(bias)).map(|(x, (weight, bias))| (x - mean) / deviation * weight + bias).collect::<Vec<_>>()
+        };
+        x.chunks(weight.len()).flat_map(normalise).collect()
+    }
+
+    #[test]
+    fn with_and_without_a_residual_on_odd_widths() {
+        for width in [1, 16, 37] {
+            let rows = 35; // more than one block of rows, the last one short
+            let (x, residual) = (random(1, &[rows, width], 2.0), random(2, &[rows, width], 1.0));
+            let parameters = random_affine(3, &[width], 0.7);
+            let [weight, bias] = [numbers(&parameters[0]), numbers(&parameters[1])];
+            let plain = |x: &[Tensor], p: &[ParameterRef]| layer_norm(&x[0], &affines(p)[0], EPSILON);
+            let added = |x: &[Tensor], p: &[ParameterRef]| add_layer_norm(&x[0], &x[1], &affines(p)[0], EPSILON);
+            let wrapped: Vec<ParameterRef> = parameters.iter().map(|p| crate::kernels::Parameter::new("p", p).unwrap()).collect();
+            let y = numbers(&plain(&[x.clone()], &wrapped).unwrap());
+            assert_close("layer norm", &y, &reference(&numbers(&x), &weight, &bias), 1e-12, 1e-12);
+            let sum = (&x + &residual).unwrap();
+            let y = numbers(&added(&[x.clone(), residual.clone()], &wrapped).unwrap());
+            assert_close("add layer norm", &y, &reference(&numbers(&sum), &weight, &bias), 1e-12, 1e-12);
+            if width > 1 {
+                Proof { inputs: &[x.clone()], parameters: &parameters, run: plain }.check();
+                Proof { inputs: &[x, residual], parameters: &parameters, run: added }.check();
+            }
+        }
+    }
+
+    #[test]
+    fn a_second_backward_pass_is_refused() {
+        let x = candle_core::Var::from_tensor(&random(1, &[2, 8], 1.0)).unwrap();
+        let wrapped: Vec<ParameterRef> =
+            random_affine(3, &[8], 1.0).iter().map(|p| crate::kernels::Parameter::new("p", p).unwrap()).collect();
+        let y = layer_norm(&x, &affines(&wrapped)[0], EPSILON).unwrap().sum_all().unwrap();
+        y.backward().unwrap();
+        assert!(y.backward().unwrap_err().to_string().contains("once"));
+    }
+}

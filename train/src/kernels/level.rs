@@ -1,0 +1,174 @@
+//! Which vector instructions a kernel runs with.
+//!
+//! A kernel is written once, as plain loops over fixed-size lanes, and compiled three times: with AVX-512, with AVX2, and with what the
+//! target has by default. Lanes have the same number everywhere and products are not contracted into fused multiply-adds, so that the three
+//! give the same bits; only the GEMM underneath differs between processors.
+
+/// Lanes of a reduction: the same on every level, so that sums do not depend on the processor.
+pub(crate) const LANES: usize = 16;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Instructions {
+    Portable,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+/// A set of instructions that this processor has. Only [`Level::best`] and [`Level::available`] make one, so holding a `Level` is the proof
+/// that its instructions may run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Level(Instructions);
+
+impl Level {
+    /// Every level of this processor, narrowest first.
+    pub fn available() -> Vec<Self> {
+        let mut levels = vec![Self(Instructions::Portable)];
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            let avx512 = is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl");
+            if avx2 {
+                levels.push(Self(Instructions::Avx2));
+            }
+            if avx2 && avx512 {
+                levels.push(Self(Instructions::Avx512));
+            }
+        }
+        levels
+    }
+
+    /// The widest level of this processor.
+    pub fn best() -> Self {
+        #[cfg(test)]
+        if let Some(level) = forced() {
+            return level;
+        }
+        static BEST: std::sync::OnceLock<Level> = std::sync::OnceLock::new();
+        *BEST.get_or_init(|| Self::available().last().copied().unwrap_or(Self(Instructions::Portable)))
+    }
+
+    /// What a benchmark prints: `portable`, `avx2` or `avx512`.
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            Instructions::Portable => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Instructions::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Instructions::Avx512 => "avx512",
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn is_avx2(self) -> bool {
+        self.0 == Instructions::Avx2
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn is_avx512(self) -> bool {
+        self.0 == Instructions::Avx512
+    }
+}
+
+/// The sum of `term(i)` over a row, in lanes whose number does not depend on the processor.
+#[inline(always)]
+pub(crate) fn lane_sum<T: super::element::Element>(width: usize, term: impl Fn(usize) -> T) -> T {
+    let mut lanes = [T::zero(); LANES];
+    let whole = width / LANES * LANES;
+    for first in (0..whole).step_by(LANES) {
+        for (lane, sum) in lanes.iter_mut().enumerate() {
+            *sum += term(first + lane);
+        }
+    }
+    for (lane, i) in (whole..width).enumerate() {
+        lanes[lane] += term(i);
+    }
+    lanes.iter().fold(T::zero(), |sum, lane| sum + *lane)
+}
+
+/// Compiles a kernel once per level: `levelled! { fn name<T>(arguments) { body } }` becomes `name(level, arguments)`. Everything the body
+/// calls in its inner loops has to be `#[inline(always)]`, or it is compiled without the wide instructions.
+macro_rules! levelled {
+    ($(#[$meta:meta])* $visibility:vis fn $name:ident<$element:ident>($($argument:ident: $kind:ty),* $(,)?) $(-> $result:ty)? $body:block) => {
+        $(#[$meta])*
+        #[allow(clippy::too_many_arguments)]
+        $visibility fn $name<$element: $crate::kernels::element::Element>(
+            level: $crate::kernels::level::Level, $($argument: $kind),*
+        ) $(-> $result)? {
+            #[inline(always)]
+            fn portable<$element: $crate::kernels::element::Element>($($argument: $kind),*) $(-> $result)? $body
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            fn avx2<$element: $crate::kernels::element::Element>($($argument: $kind),*) $(-> $result)? {
+                portable($($argument),*)
+            }
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+            fn avx512<$element: $crate::kernels::element::Element>($($argument: $kind),*) $(-> $result)? {
+                portable($($argument),*)
+            }
+
+            #[cfg(target_arch = "x86_64")]
+            if level.is_avx512() {
+                // SAFETY: a `Level` with AVX-512 exists only where the processor has the features named above.
+                return unsafe { avx512($($argument),*) };
+            } else if level.is_avx2() {
+                // SAFETY: a `Level` with AVX2 exists only where the processor has AVX2 and FMA.
+                return unsafe { avx2($($argument),*) };
+            }
+            let _ = level;
+            portable($($argument),*)
+        }
+    };
+}
+
+#[cfg(test)]
+static FORCED: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(usize::MAX);
+
+#[cfg(test)]
+fn forced() -> Option<Level> {
+    Level::available().get(FORCED.load(std::sync::atomic::Ordering::SeqCst)).copied()
+}
+
+/// Runs a test at one level, on every thread. Other tests that run meanwhile see it too, and must not care: all levels give the same bits.
+#[cfg(test)]
+pub(crate) fn with_level<R>(level: Level, run: impl FnOnce() -> R) -> R {
+    static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let index = Level::available().iter().position(|available| *available == level);
+    FORCED.store(index.expect("a level of this processor"), std::sync::atomic::Ordering::SeqCst);
+    let result = run();
+    FORCED.store(usize::MAX, std::sync::atomic::Ordering::SeqCst);
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    levelled! {
+        fn sum_of_squares<T>(values: &[T]) -> T {
+            let mut lanes = [T::zero(); LANES];
+            for chunk in values.chunks_exact(LANES) {
+                for (lane, value) in lanes.iter_mut().zip(chunk) {
+                    *lane += *value * *value;
+                }
+            }
+            lanes.iter().fold(T::zero(), |sum, lane| sum + *lane)
+        }
+    }
+
+    #[test]
+    fn every_level_gives_the_same_bits() {
+        let values: Vec<f32> = (0..160).map(|i| (i as f32 * 0.37).sin()).collect();
+        let sums: Vec<u32> = Level::available().into_iter().map(|level| sum_of_squares(level, &values).to_bits()).collect();
+        assert!(sums.iter().all(|sum| *sum == sums[0]), "{sums:?}");
+        assert_eq!(Level::available().last(), Some(&Level::best()));
+    }
+}

@@ -1,0 +1,198 @@
+//! Matrix products on strided views, and sums over rows.
+
+use super::element::Element;
+use super::level::Level;
+use super::storage::written;
+use gemm::Parallelism;
+use rayon::prelude::*;
+
+/// Whether a product may use the thread pool. Products inside a loop that is parallel already must not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Threads {
+    /// The calling thread alone.
+    One,
+    /// All threads of the current pool.
+    All,
+}
+
+impl From<Threads> for Parallelism {
+    fn from(threads: Threads) -> Self {
+        match threads {
+            Threads::One => Self::None,
+            Threads::All => Self::Rayon(0),
+        }
+    }
+}
+
+/// A view of a matrix: element (i, j) is at `i * row_stride + j * column_stride`.
+#[derive(Clone, Copy)]
+pub struct Matrix<'a, T> {
+    values: &'a [T],
+    rows: usize,
+    columns: usize,
+    row_stride: usize,
+    column_stride: usize,
+}
+
+impl<'a, T: Element> Matrix<'a, T> {
+    /// A row-major matrix whose rows lie `columns` apart.
+    pub fn new(values: &'a [T], rows: usize, columns: usize) -> Self {
+        Self::strided(values, rows, columns, columns)
+    }
+
+    /// A row-major matrix whose rows lie `row_stride` apart, for example some columns of a wider one.
+    ///
+    /// # Panics
+    /// If the last element lies outside `values`.
+    pub fn strided(values: &'a [T], rows: usize, columns: usize, row_stride: usize) -> Self {
+        assert_covers(values.len(), rows, columns, row_stride);
+        Self { values, rows, columns, row_stride, column_stride: 1 }
+    }
+
+    /// Rows and columns exchanged; nothing moves.
+    pub fn transposed(self) -> Self {
+        let Self { values, rows, columns, row_stride, column_stride } = self;
+        Self { values, rows: columns, columns: rows, row_stride: column_stride, column_stride: row_stride }
+    }
+}
+
+fn assert_covers(length: usize, rows: usize, columns: usize, row_stride: usize) {
+    let needed = if rows == 0 || columns == 0 { 0 } else { (rows - 1) * row_stride + columns };
+    assert!(length >= needed, "a matrix of {rows} x {columns} with rows {row_stride} apart needs {needed} numbers, has {length}");
+    assert!(row_stride >= columns, "rows of {columns} numbers cannot lie {row_stride} apart");
+}
+
+/// `destination = left right`, or `destination += left right` where `accumulate`. `destination` is row-major with rows `row_stride` apart.
+///
+/// # Panics
+/// If the inner dimensions differ or `destination` is too short.
+pub fn multiply<T: Element>(
+    destination: &mut [T],
+    row_stride: usize,
+    accumulate: bool,
+    left: Matrix<'_, T>,
+    right: Matrix<'_, T>,
+    threads: Threads,
+) {
+    assert_covers(destination.len(), left.rows, right.columns, row_stride);
+    // SAFETY: the destination covers rows x columns, and where it is read (`accumulate`) it is initialised, being a slice.
+    unsafe { multiply_raw(destination.as_mut_ptr(), row_stride, accumulate, left, right, threads) }
+}
+
+/// A new row-major buffer with `left right`.
+///
+/// # Panics
+/// If the inner dimensions differ.
+pub fn product<T: Element>(left: Matrix<'_, T>, right: Matrix<'_, T>, threads: Threads) -> Vec<T> {
+    let columns = right.columns;
+    // SAFETY: without `accumulate` a product writes every element of its destination and reads none.
+    unsafe { written(left.rows * columns, |values| multiply_raw(values.as_mut_ptr().cast::<T>(), columns, false, left, right, threads)) }
+}
+
+/// # Safety
+/// `destination` must be valid for writes of left.rows x right.columns elements with rows `row_stride` apart, and initialised if `accumulate`.
+unsafe fn multiply_raw<T: Element>(
+    destination: *mut T,
+    row_stride: usize,
+    accumulate: bool,
+    left: Matrix<'_, T>,
+    right: Matrix<'_, T>,
+    threads: Threads,
+) {
+    assert_eq!(left.columns, right.rows, "inner dimensions of a matrix product");
+    // SAFETY: both operands cover their shapes (checked when the views were made); the destination does by this function's own contract.
+    unsafe {
+        gemm::gemm(
+            left.rows,
+            right.columns,
+            left.columns,
+            destination,
+            1,
+            row_stride as isize,
+            accumulate,
+            left.values.as_ptr(),
+            left.column_stride as isize,
+            left.row_stride as isize,
+            right.values.as_ptr(),
+            right.column_stride as isize,
+            right.row_stride as isize,
+            T::one(),
+            T::one(),
+            false,
+            false,
+            false,
+            threads.into(),
+        );
+    }
+}
+
+/// Columns that one task of [`add_column_sums`] owns.
+const COLUMN_BLOCK: usize = 64;
+
+levelled! {
+    fn add_column_block<T>(values: &[T], width: usize, first: usize, sums: &mut [T]) {
+        for row in values.chunks_exact(width) {
+            for (sum, value) in sums.iter_mut().zip(&row[first..]) {
+                *sum += *value;
+            }
+        }
+    }
+}
+
+/// Adds to `sums` the sums of the neighbouring columns that begin at `first`, of `values` `[rows, width]`. Rows are added in order, whatever
+/// the number of threads.
+pub fn add_column_sums<T: Element>(values: &[T], width: usize, first: usize, sums: &mut [T]) {
+    let level = Level::best();
+    sums.par_chunks_mut(COLUMN_BLOCK).enumerate().for_each(|(block, sums)| {
+        add_column_block(level, values, width, first + block * COLUMN_BLOCK, sums);
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(count: usize, seed: f64) -> Vec<f64> {
+        (0..count).map(|i| ((i as f64 + seed) * 0.7).sin()).collect()
+    }
+
+    #[test]
+    fn strided_and_transposed_products_equal_the_definition() {
+        let (rows, columns, inner) = (5, 7, 3);
+        let left = numbers(rows * 4, 0.0); // [5, 3] with rows 4 apart
+        let right = numbers(columns * inner, 9.0); // [7, 3], used transposed
+        let expected = |i: usize, j: usize| (0..inner).map(|k| left[i * 4 + k] * right[j * inner + k]).sum::<f64>();
+        let left_view = Matrix::strided(&left, rows, inner, 4);
+        let right_view = Matrix::new(&right, columns, inner).transposed();
+        for threads in [Threads::One, Threads::All] {
+            let fresh = product(left_view, right_view, threads);
+            let mut added = vec![1.0; rows * 9];
+            multiply(&mut added, 9, true, left_view, right_view, threads);
+            for i in 0..rows {
+                for j in 0..columns {
+                    assert!((fresh[i * columns + j] - expected(i, j)).abs() < 1e-14);
+                    assert!((added[i * 9 + j] - 1.0 - expected(i, j)).abs() < 1e-14);
+                }
+                assert_eq!(&added[i * 9 + 7..i * 9 + 9], [1.0, 1.0], "columns beyond the product must not change");
+            }
+        }
+    }
+
+    #[test]
+    fn column_sums_are_added() {
+        let width = 70;
+        let values = numbers(11 * width, 2.0);
+        let mut sums = vec![3.0; width - 2];
+        add_column_sums(&values, width, 1, &mut sums);
+        for (column, sum) in sums.iter().enumerate() {
+            let expected = 3.0 + (0..11).map(|row| values[row * width + column + 1]).sum::<f64>();
+            assert!((sum - expected).abs() < 1e-12);
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "needs 12 numbers")]
+    fn a_view_that_is_too_short_is_refused() {
+        let _ = Matrix::new(&[0f32; 11], 3, 4);
+    }
+}

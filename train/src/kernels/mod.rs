@@ -1,0 +1,64 @@
+//! Fused operations on packed rows, forward and backward.
+//!
+//! candle's autograd carries the activations; every operation here is a custom operation on them. Weights stay outside candle's graph: a
+//! [`Parameter`] owns its value and a gradient buffer, and the backward pass of the operation that uses it adds to that buffer. So gradients
+//! accumulate over micro-batches by themselves, and a weight that is used twice (the tied word embeddings) simply receives two additions.
+//!
+//! | file | operation |
+//! | --- | --- |
+//! | `element` | the two number types, their GEMM and the transcendental functions that vectorise |
+//! | `level` | AVX-512, AVX2 or portable code, chosen at run time |
+//! | `parameter` | values, gradient buffers |
+//! | `packing` | which rows belong to which sequence |
+//! | `embeddings` | word + position rows |
+//! | `linear`, `gelu` | x W^T + b, alone or followed by GELU, or twice as a feed-forward block |
+//! | `attention`, `self_attention` | packed variable-length attention; the block with its four projections |
+//! | `layer_norm` | LayerNorm, with the residual added on the way |
+//! | `dropout` | masks that depend on (seed, step, sequence, pass, site) alone |
+//! | `gather_rows` | the rows that are asked |
+//! | `head_loss`, `head_row` | tied decoder and both vocabulary losses, in chunks |
+//! | `cosine` | 1 - cos against the teacher's hidden states |
+//! | `matrix`, `storage`, `precomputed` | strided GEMM; buffers; scalars that bring their gradient along |
+//!
+//! Rules that hold for all of them:
+//! - Activations are contiguous `[rows, width]` tensors on the CPU, `f32` for training or `f64` for proofs; anything else is a
+//!   `candle_core::Error` that names the operation.
+//! - Every result is a function of its inputs and the number of threads, never of their timing: reductions have a fixed partition.
+//! - An operation whose input is not tracked (see `Tensor::track_op`) stores nothing for a backward pass.
+//! - `backward()` may run once per forward pass; buffers are handed over, not copied.
+
+#[macro_use]
+pub mod level;
+
+pub mod attention;
+pub mod cosine;
+pub mod dropout;
+pub mod element;
+pub mod embeddings;
+pub mod gather_rows;
+pub mod gelu;
+pub mod head_loss;
+mod head_row;
+pub mod layer_norm;
+pub mod linear;
+pub mod matrix;
+pub mod packing;
+pub mod parameter;
+mod precomputed;
+#[cfg(test)]
+mod proof;
+pub mod self_attention;
+mod storage;
+
+pub use cosine::cosine_loss;
+pub use dropout::{DropoutPlan, DropoutSite, dropout};
+pub use element::Element;
+pub use embeddings::embeddings;
+pub use gather_rows::gather_rows;
+pub use gelu::gelu;
+pub use head_loss::{HeadLoss, HeadTargets, head_loss};
+pub use layer_norm::{add_layer_norm, layer_norm};
+pub use linear::{feed_forward, linear, linear_gelu};
+pub use packing::Packing;
+pub use parameter::{Affine, Parameter, ParameterRef};
+pub use self_attention::{AttentionParameters, self_attention};

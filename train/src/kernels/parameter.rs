@@ -1,0 +1,199 @@
+//! Trainable values with their gradient buffers.
+
+use super::element::Element;
+use super::storage::failure;
+use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Shape, Storage, Tensor, Var};
+use std::marker::PhantomData;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// How the student, the operations and the optimiser share a parameter.
+pub type ParameterRef = Arc<Parameter>;
+
+/// A trainable tensor (`f32` or `f64`, on the CPU) and the sum of its gradients since they were last cleared.
+///
+/// Operations read the value and add to the gradient; the optimiser changes both. Neither is seen by candle's autograd, which would fill a
+/// buffer of zeros for every use of a weight and add to it.
+pub struct Parameter {
+    name: String,
+    value: Var,
+    gradient: Mutex<CpuStorage>,
+}
+
+/// The weight and the bias of one linear map (`[out, in]` and `[out]`, as Hugging Face stores them) or of one LayerNorm (`[width]` both).
+#[derive(Clone)]
+pub struct Affine {
+    /// The matrix, or the scale of a LayerNorm.
+    pub weight: ParameterRef,
+    /// The shift.
+    pub bias: ParameterRef,
+}
+
+impl Parameter {
+    /// A parameter with a copy of `value`, which must be `f32` or `f64` and on the CPU, and a gradient of zeros.
+    pub fn new(name: impl Into<String>, value: &Tensor) -> Result<ParameterRef> {
+        let name = name.into();
+        if !matches!(value.device(), Device::Cpu) {
+            return Err(failure(&name, "parameters live on the CPU"));
+        }
+        let elements = value.elem_count();
+        let gradient = match value.dtype() {
+            DType::F32 => CpuStorage::F32(vec![0.0; elements]),
+            DType::F64 => CpuStorage::F64(vec![0.0; elements]),
+            other => return Err(failure(&name, format!("a parameter holds f32 or f64, not {other:?}"))),
+        };
+        let value = Var::from_tensor(&value.copy()?.contiguous()?)?;
+        Ok(Arc::new(Self { name, value, gradient: Mutex::new(gradient) }))
+    }
+
+    /// The name Hugging Face gives the tensor.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The shape of value and gradient.
+    pub fn shape(&self) -> &Shape {
+        self.value.shape()
+    }
+
+    /// How many numbers it holds.
+    pub fn elements(&self) -> usize {
+        self.value.elem_count()
+    }
+
+    /// `F32` or `F64`.
+    pub fn dtype(&self) -> DType {
+        self.value.dtype()
+    }
+
+    /// The value. It is a candle variable: an operation applied to it by candle itself would be tracked, and its gradient would not reach
+    /// [`Parameter::with_gradient`]; detach it first.
+    pub fn value(&self) -> &Tensor {
+        self.value.as_tensor()
+    }
+
+    /// Reads the value, row-major. An error if `T` is not its number type.
+    pub fn with_value<T: Element, R>(&self, read: impl FnOnce(&[T]) -> R) -> Result<R> {
+        let (storage, _) = self.value.storage_and_layout();
+        match &*storage {
+            Storage::Cpu(storage) => Ok(read(T::cpu_storage_as_slice(storage)?)),
+            _ => Err(failure(&self.name, "parameters live on the CPU")),
+        }
+    }
+
+    /// Reads or changes the gradient, row-major. An error if `T` is not its number type.
+    pub fn with_gradient<T: Element, R>(&self, change: impl FnOnce(&mut [T]) -> R) -> Result<R> {
+        Ok(change(gradient_slice(&mut self.lock())?))
+    }
+
+    /// Changes the value given the gradient: `change(value, gradient)`. For the optimiser.
+    pub fn update<T: Element, R>(&self, change: impl FnOnce(&mut [T], &mut [T]) -> R) -> Result<R> {
+        let update = Update::<T, _, R> {
+            change: Mutex::new(Some(change)),
+            gradient: &self.gradient,
+            result: Mutex::new(None),
+            element: PhantomData,
+        };
+        self.value.inplace_op1(&update)?;
+        let result = update.result.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+        result.ok_or_else(|| failure(&self.name, "the update did not run"))
+    }
+
+    /// Replaces the value by a tensor of the same shape and number type; the gradient stays.
+    pub fn set_value(&self, value: &Tensor) -> Result<()> {
+        self.value.set(value)
+    }
+
+    /// A copy of the gradient.
+    pub fn gradient_tensor(&self) -> Result<Tensor> {
+        match &*self.lock() {
+            CpuStorage::F32(gradient) => Tensor::from_slice(gradient, self.shape(), &Device::Cpu),
+            CpuStorage::F64(gradient) => Tensor::from_slice(gradient, self.shape(), &Device::Cpu),
+            _ => Err(failure(&self.name, "a gradient holds f32 or f64")),
+        }
+    }
+
+    /// Forgets the gradient.
+    pub fn zero_gradient(&self) -> Result<()> {
+        match &mut *self.lock() {
+            CpuStorage::F32(gradient) => gradient.fill(0.0),
+            CpuStorage::F64(gradient) => gradient.fill(0.0),
+            _ => return Err(failure(&self.name, "a gradient holds f32 or f64")),
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, CpuStorage> {
+        // A panic elsewhere leaves numbers, not a broken structure.
+        self.gradient.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+fn gradient_slice<T: Element>(storage: &mut CpuStorage) -> Result<&mut [T]> {
+    let found = match storage {
+        CpuStorage::F32(gradient) => (gradient as &mut dyn std::any::Any).downcast_mut::<Vec<T>>(),
+        CpuStorage::F64(gradient) => (gradient as &mut dyn std::any::Any).downcast_mut::<Vec<T>>(),
+        _ => None,
+    };
+    found.map(Vec::as_mut_slice).ok_or_else(|| failure("gradient", format!("it does not hold {:?}", T::DTYPE)))
+}
+
+fn value_slice<T: Element>(storage: &mut CpuStorage) -> Result<&mut [T]> {
+    gradient_slice(storage).map_err(|_| failure("parameter", format!("it does not hold {:?}", T::DTYPE)))
+}
+
+/// candle hands out a variable's memory for writing only through an in-place operation; this one runs a closure once.
+struct Update<'a, T, F, R> {
+    change: Mutex<Option<F>>,
+    gradient: &'a Mutex<CpuStorage>,
+    result: Mutex<Option<R>>,
+    element: PhantomData<fn(T)>,
+}
+
+impl<T: Element, R, F: FnOnce(&mut [T], &mut [T]) -> R> InplaceOp1 for Update<'_, T, F, R> {
+    fn name(&self) -> &'static str {
+        "parameter update"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, _layout: &Layout) -> Result<()> {
+        let change = self.change.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+        let change = change.ok_or_else(|| failure("parameter update", "it ran twice"))?;
+        let mut gradient = self.gradient.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let result = change(value_slice::<T>(storage)?, gradient_slice::<T>(&mut gradient)?);
+        *self.result.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(result);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn value_and_gradient_are_changed_together() {
+        let tensor = Tensor::new(&[[1f32, 2.0], [3.0, 4.0]], &Device::Cpu).unwrap();
+        let parameter = Parameter::new("weight", &tensor).unwrap();
+        parameter.with_gradient(|gradient: &mut [f32]| gradient.copy_from_slice(&[0.5, 0.25, 0.0, 1.0])).unwrap();
+        let sum = parameter
+            .update(|value: &mut [f32], gradient: &mut [f32]| {
+                value.iter_mut().zip(gradient.iter()).for_each(|(value, gradient)| *value -= *gradient);
+                value.iter().sum::<f32>()
+            })
+            .unwrap();
+        assert_eq!(sum, 8.25);
+        assert_eq!(parameter.with_value(|value: &[f32]| value.to_vec()).unwrap(), [0.5, 1.75, 3.0, 3.0]);
+        assert_eq!(parameter.gradient_tensor().unwrap().to_vec2::<f32>().unwrap(), [[0.5, 0.25], [0.0, 1.0]]);
+        parameter.zero_gradient().unwrap();
+        assert_eq!(parameter.with_gradient(|gradient: &mut [f32]| gradient.to_vec()).unwrap(), [0.0; 4]);
+        // The given tensor was copied, not shared.
+        assert_eq!(tensor.to_vec2::<f32>().unwrap(), [[1.0, 2.0], [3.0, 4.0]]);
+    }
+
+    #[test]
+    fn the_wrong_number_type_is_refused() {
+        let parameter = Parameter::new("weight", &Tensor::new(&[1f64], &Device::Cpu).unwrap()).unwrap();
+        assert!(parameter.with_value(|value: &[f32]| value.len()).is_err());
+        assert!(parameter.with_gradient(|gradient: &mut [f32]| gradient.len()).is_err());
+        assert!(parameter.update(|value: &mut [f32], _: &mut [f32]| value.len()).is_err());
+        assert!(Parameter::new("ids", &Tensor::new(&[1u32], &Device::Cpu).unwrap()).is_err());
+    }
+}

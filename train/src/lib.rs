@@ -1,0 +1,134 @@
+//! The student's side: from shards to a student directory. The modules read downwards in the order the data passes through them.
+//!
+//! - [`cli`], [`config`], [`device`], [`output`]: what was typed, what it means, where it may run and write.
+//! - [`stream`]: rows of the cache in a seeded order, read ahead.
+//! - [`batcher`]: rows packed into micro-batches and steps.
+//! - [`kernels`], [`student`], [`loss`]: fused operations with backward passes, the model made of them, what it is taught.
+//! - [`optim`]: clipping, AdamW, the learning-rate schedule.
+//! - [`trainer`]: the loop, where the stages meet.
+//! - [`evaluate`]: the student against its teacher on masked positions it was never trained on.
+//! - [`export`]: the directory that `transformers` loads.
+//! - [`metrics`], [`progress`], [`report`], [`summary`]: what was measured, as a log, on the screen, as curves, as a table.
+//!
+//! Nothing here opens the corpus, the teacher's graph or a tokenizer's code, and no setting is read once [`run`] has begun.
+
+pub mod batcher;
+pub mod cli;
+pub mod config;
+pub mod device;
+pub mod evaluate;
+pub mod export;
+pub mod kernels;
+pub mod loss;
+pub mod metrics;
+pub mod optim;
+pub mod output;
+pub mod progress;
+pub mod report;
+#[cfg(test)]
+mod small_cache;
+pub mod stream;
+pub mod student;
+pub mod summary;
+pub mod trainer;
+
+use config::{Config, Initialisation};
+use logitcache::atomic_file::write_bytes_atomically;
+use logitcache::error::{Error, Result};
+use metrics::MetricsLog;
+use output::{Occupancy, RunRecord};
+use progress::Progress;
+use student::init::TeacherTensors;
+use student::random::at_random;
+use student::{ParameterSpec, Student};
+use summary::Summary;
+use trainer::{Outcome, StopSignal};
+
+/// Trains the student of `config` and writes its directory, or finds it there finished; returns the table for a person.
+///
+/// # Errors
+/// [`Error::Interrupted`] where a signal ended it early, after the student so far was written; see [`config::Config::check`] and
+/// [`trainer::train`] for the rest.
+pub fn run(config: &Config, stop: &StopSignal) -> Result<String> {
+    let mut progress = Progress::new(config.quiet);
+    let out = config.out.display();
+    match output::examine(&config.out, &config.settings)? {
+        Occupancy::Finished => {
+            let table = Summary::read(&config.out)?.table();
+            return Ok(format!("{out} already holds the finished student of these settings: nothing was trained.\n\n{table}"));
+        }
+        Occupancy::Unfinished(steps) => {
+            progress.say(&format!("{out} holds a run of these settings that ended after step {steps}: training starts over"));
+        }
+        Occupancy::Empty => {}
+    }
+    let threads = rayon::ThreadPoolBuilder::new().num_threads(config.threads).build();
+    let threads = threads.map_err(|error| Error::invalid("--threads", "threads that the system gives", error.to_string()))?;
+    threads.install(|| train_and_write(config, &mut progress, stop))
+}
+
+fn train_and_write(config: &Config, progress: &mut Progress, stop: &StopSignal) -> Result<String> {
+    let student = initial_student(config)?;
+    let plan = trainer::plan(config)?;
+    progress.say(&plan.to_string());
+    std::fs::create_dir_all(&config.out).map_err(Error::io("create", &config.out))?;
+    RunRecord::new(&config.settings, 0, false).write(&config.out)?;
+    let mut log = MetricsLog::create(&config.out)?;
+    progress.start(plan.steps);
+    let outcome = trainer::train(config, &student, &plan, &mut log, progress, stop)?;
+    progress.finish();
+    export::save(&student, &config.teacher_folder(), &config.out)?;
+    write_curves(config, &student, &log)?;
+    let record = RunRecord::new(&config.settings, outcome.completed_steps, outcome.signal.is_none());
+    if let Some(signal) = outcome.signal {
+        record.write(&config.out)?;
+        let (out, steps) = (config.out.display(), outcome.completed_steps);
+        let advice = format!("the student after step {steps} of {} is in {out}; the same command would train from the start", plan.steps);
+        return Err(Error::Interrupted { signal, advice });
+    }
+    let summary = summarise(config, &student, plan, &outcome);
+    summary.write(&config.out)?;
+    record.write(&config.out)?;
+    Ok(summary.table())
+}
+
+fn initial_student(config: &Config) -> Result<Student> {
+    let shape = &config.student;
+    match &config.initialisation {
+        Initialisation::Random => {
+            Student::new(shape.clone(), candle_core::DType::F32, &mut |parameter: &ParameterSpec| Ok(at_random(shape, config.seed, parameter)))
+        }
+        Initialisation::Teacher { path, layers } => {
+            let mut teacher = TeacherTensors::open(path, shape, Some(layers))?;
+            Student::new(shape.clone(), candle_core::DType::F32, &mut |parameter: &ParameterSpec| teacher.values(parameter))
+        }
+    }
+}
+
+fn write_curves(config: &Config, student: &Student, log: &MetricsLog) -> Result<()> {
+    let (weights, shape) = (config.weights, &config.student);
+    let millions = student.parameter_count() as f64 / 1e6;
+    let heading = format!("Student of {} layers, width {}, {millions:.1} million parameters", shape.n_layers, shape.dim);
+    let curves = report::draw(&heading, log.lines(), [weights.ce, weights.mlm, weights.cos])?;
+    write_bytes_atomically(&config.out.join(report::CURVES_FILE), curves.as_bytes())
+}
+
+fn summarise(config: &Config, student: &Student, plan: batcher::StepArithmetic, outcome: &Outcome) -> Summary {
+    let manifest = config.cache.manifest();
+    let (logits_bytes_per_token, hidden_bytes_per_token) = summary::bytes_per_token(manifest);
+    Summary {
+        teacher_parameters: manifest.teacher.parameters,
+        student_parameters: student.parameter_count(),
+        training: plan,
+        first_evaluation: outcome.first_evaluation,
+        evaluation: outcome.evaluation,
+        logits_bytes_per_token,
+        hidden_bytes_per_token,
+        precompute_seconds: summary::precompute_seconds(config.cache.directory()),
+        train_seconds: outcome.seconds,
+        tokens_per_second: outcome.tokens_per_second,
+        threads: config.threads,
+        curves: config.out.join(report::CURVES_FILE),
+        student: config.out.clone(),
+    }
+}

@@ -1,0 +1,48 @@
+//! The `train` program: parse, check, run, say how it ended.
+
+use anyhow::Context;
+use clap::Parser;
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use train::cli::Arguments;
+use train::config::Config;
+use train::trainer::StopSignal;
+
+/// Activations of a step are large and live briefly; an allocator that keeps freed pages saves clearing them again and again.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(table) => {
+            // A reader that has gone away has seen enough.
+            let _ = std::io::stdout().write_all(table.as_bytes());
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            let code = error.downcast_ref::<logitcache::error::Error>().map_or(1, logitcache::error::Error::exit_code);
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<String> {
+    let config = Config::check(arguments)?;
+    let stop = StopSignal::default();
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        // The first signal is left for the loop to find; where one has been left already, the second ends the process at once.
+        let place = stop.place();
+        let second = Arc::new(AtomicBool::new(false));
+        let register = || -> std::io::Result<()> {
+            signal_hook::flag::register_conditional_default(signal, second.clone())?;
+            signal_hook::flag::register(signal, second.clone())?;
+            signal_hook::flag::register_usize(signal, place, signal as usize)?;
+            Ok(())
+        };
+        register().context("cannot watch for signals")?;
+    }
+    Ok(train::run(&config, &stop)?)
+}

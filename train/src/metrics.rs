@@ -1,0 +1,189 @@
+//! `metrics.jsonl`: a line per logged step and per evaluation, units in the keys.
+
+use crate::evaluate::Evaluation;
+use logitcache::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// The file's name within the student's directory.
+pub const METRICS_FILE: &str = "metrics.jsonl";
+
+/// Means over the steps since the line before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StepMetrics {
+    /// Completed optimiser steps.
+    pub step: u64,
+    /// Epochs that these make.
+    pub epoch: f64,
+    /// The weighted total that is minimised.
+    pub loss: f64,
+    /// T^2 times the divergence from the teacher at temperature T, before its weight, in nats.
+    pub ce_nats: f64,
+    /// Cross-entropy of the masked tokens, before its weight, in nats.
+    pub mlm_nats: f64,
+    /// 1 - cosine of the last hidden states, before its weight.
+    pub cos_distance: f64,
+    /// Of the last of the steps.
+    pub learning_rate: f64,
+    /// Norm of the whole gradient before clipping.
+    pub gradient_norm: f64,
+    /// Throughput, waiting for data included, evaluations not.
+    pub tokens_per_second: f64,
+    /// Time that a step waited for its data; near zero where reading is hidden behind computing.
+    pub data_wait_ms: f64,
+    /// Time of a step's forward passes.
+    pub forward_ms: f64,
+    /// Time of a step's backward passes.
+    pub backward_ms: f64,
+    /// Time of a step's clipping and update.
+    pub update_ms: f64,
+    /// Since training began, evaluations included.
+    pub elapsed_seconds: f64,
+}
+
+/// An evaluation and when it was made.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EvaluationMetrics {
+    /// Completed optimiser steps.
+    pub step: u64,
+    /// Epochs that these make.
+    pub epoch: f64,
+    /// What was found.
+    #[serde(flatten)]
+    pub evaluation: Evaluation,
+    /// How long it took.
+    pub evaluation_seconds: f64,
+    /// Since training began.
+    pub elapsed_seconds: f64,
+}
+
+/// A line of the file.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum Line {
+    /// Of training.
+    Step(StepMetrics),
+    /// Of an evaluation.
+    Evaluation(EvaluationMetrics),
+}
+
+/// The log of a run. Each line is written with one call, so that the file holds whole lines at any moment.
+pub struct MetricsLog {
+    path: PathBuf,
+    file: File,
+    lines: Vec<Line>,
+}
+
+impl MetricsLog {
+    /// Starts the log in `directory`, over an older one.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn create(directory: &Path) -> Result<Self> {
+        let path = directory.join(METRICS_FILE);
+        let file = File::create(&path).map_err(Error::io("create", &path))?;
+        Ok(Self { path, file, lines: Vec::new() })
+    }
+
+    /// Appends a line.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn write(&mut self, line: Line) -> Result<()> {
+        let mut text = serde_json::to_string(&line).map_err(Error::library("write", &self.path))?;
+        text.push('\n');
+        self.file.write_all(text.as_bytes()).map_err(Error::io("write", &self.path))?;
+        self.lines.push(line);
+        Ok(())
+    }
+
+    /// What has been written, in order.
+    pub fn lines(&self) -> &[Line] {
+        &self.lines
+    }
+}
+
+/// Sums over steps, from which the next [`StepMetrics`] is made.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StepSums {
+    /// Steps summed.
+    pub steps: u64,
+    /// Their tokens.
+    pub tokens: u64,
+    /// Sums of the fields of the same name; `step`, `epoch`, `learning_rate`, `tokens_per_second` and `elapsed_seconds` are not used.
+    pub totals: StepMetrics,
+}
+
+impl StepSums {
+    /// Adds one step of `tokens` tokens.
+    pub fn add(&mut self, tokens: u64, of: &StepMetrics) {
+        self.steps += 1;
+        self.tokens += tokens;
+        let total = &mut self.totals;
+        total.loss += of.loss;
+        total.ce_nats += of.ce_nats;
+        total.mlm_nats += of.mlm_nats;
+        total.cos_distance += of.cos_distance;
+        total.gradient_norm += of.gradient_norm;
+        total.data_wait_ms += of.data_wait_ms;
+        total.forward_ms += of.forward_ms;
+        total.backward_ms += of.backward_ms;
+        total.update_ms += of.update_ms;
+        total.learning_rate = of.learning_rate;
+    }
+
+    /// The line of the steps added so far, after `step` steps; starts again from none.
+    pub fn take(&mut self, step: u64, epoch: f64, elapsed_seconds: f64) -> StepMetrics {
+        let Self { steps, tokens, totals } = std::mem::take(self);
+        let mean = |sum: f64| sum / steps.max(1) as f64;
+        let milliseconds = totals.data_wait_ms + totals.forward_ms + totals.backward_ms + totals.update_ms;
+        StepMetrics {
+            step,
+            epoch,
+            loss: mean(totals.loss),
+            ce_nats: mean(totals.ce_nats),
+            mlm_nats: mean(totals.mlm_nats),
+            cos_distance: mean(totals.cos_distance),
+            learning_rate: totals.learning_rate,
+            gradient_norm: mean(totals.gradient_norm),
+            tokens_per_second: if milliseconds > 0.0 { tokens as f64 * 1000.0 / milliseconds } else { 0.0 },
+            data_wait_ms: mean(totals.data_wait_ms),
+            forward_ms: mean(totals.forward_ms),
+            backward_ms: mean(totals.backward_ms),
+            update_ms: mean(totals.update_ms),
+            elapsed_seconds,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_the_mean_of_its_steps() {
+        let mut sums = StepSums::default();
+        let step = |loss: f64, rate: f64| StepMetrics { loss, learning_rate: rate, forward_ms: 250.0, ..StepMetrics::default() };
+        sums.add(100, &step(3.0, 0.1));
+        sums.add(300, &step(1.0, 0.2));
+        let line = sums.take(2, 0.5, 1.5);
+        assert_eq!((line.loss, line.learning_rate, line.tokens_per_second, line.forward_ms), (2.0, 0.2, 800.0, 250.0));
+        assert_eq!(sums.steps, 0, "the sums start again");
+    }
+
+    #[test]
+    fn lines_read_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut log = MetricsLog::create(directory.path()).unwrap();
+        let evaluation = Evaluation { masked_positions: 4, student_teacher_top1: 0.5, ..Evaluation::default() };
+        let evaluated = EvaluationMetrics { step: 0, epoch: 0.0, evaluation, evaluation_seconds: 0.25, elapsed_seconds: 0.5 };
+        log.write(Line::Evaluation(evaluated)).unwrap();
+        log.write(Line::Step(StepMetrics { step: 10, loss: 1.25, ..StepMetrics::default() })).unwrap();
+        let text = std::fs::read_to_string(directory.path().join(METRICS_FILE)).unwrap();
+        let read: Vec<Line> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(read, log.lines());
+        assert!(text.starts_with(r#"{"kind":"evaluation","step":0"#), "{text}");
+    }
+}

@@ -1,0 +1,86 @@
+//! What a person watches while it runs: a bar in a terminal, plain lines elsewhere, on standard error.
+
+use crate::metrics::{EvaluationMetrics, StepMetrics};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::IsTerminal;
+
+/// The progress of a run.
+pub struct Progress {
+    bar: Option<ProgressBar>,
+    quiet: bool,
+    total_steps: u64,
+}
+
+impl Progress {
+    /// Nothing but silence where `quiet`.
+    pub fn new(quiet: bool) -> Self {
+        Self { bar: None, quiet, total_steps: 0 }
+    }
+
+    /// Training begins: `total_steps` are to be done.
+    pub fn start(&mut self, total_steps: u64) {
+        self.total_steps = total_steps;
+        if self.quiet || !std::io::stderr().is_terminal() {
+            return;
+        }
+        let bar = ProgressBar::with_draw_target(Some(total_steps), ProgressDrawTarget::stderr());
+        let template = "{bar:24} step {pos}/{len} {percent}% {wide_msg} {eta} left";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        self.bar = Some(bar);
+    }
+
+    /// A step is done.
+    pub fn advance(&self, step: u64) {
+        if let Some(bar) = &self.bar {
+            bar.set_position(step);
+        }
+    }
+
+    /// A logged line: the bar's text in a terminal, a line elsewhere.
+    pub fn step(&self, line: &StepMetrics) {
+        let numbers = format!(
+            "loss {:.3} (ce {:.3}, mlm {:.3}, cos {:.3}), {:.0} tokens/s",
+            line.loss, line.ce_nats, line.mlm_nats, line.cos_distance, line.tokens_per_second
+        );
+        match &self.bar {
+            Some(bar) => bar.set_message(numbers),
+            None => {
+                let left = line.elapsed_seconds / line.step.max(1) as f64 * self.total_steps.saturating_sub(line.step) as f64;
+                self.say(&format!("step {}/{}: {numbers}, about {left:.0} s left", line.step, self.total_steps));
+            }
+        }
+    }
+
+    /// An evaluation.
+    pub fn evaluation(&self, line: &EvaluationMetrics) {
+        let found = &line.evaluation;
+        self.say(&format!(
+            "evaluation after step {}: agreement with the teacher {:.4}, divergence {:.4} nats, gold {:.4} (teacher {:.4}) on {} masked positions",
+            line.step, found.student_teacher_top1, found.kl_nats, found.student_gold_top1, found.teacher_gold_top1, found.masked_positions
+        ));
+    }
+
+    /// Training has ended: the bar goes.
+    pub fn finish(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+
+    /// A line of its own, above the bar.
+    pub fn say(&self, line: &str) {
+        match &self.bar {
+            Some(bar) => bar.println(line),
+            None if !self.quiet => eprintln!("{line}"),
+            None => {}
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}

@@ -1,0 +1,245 @@
+//! The training curves as one self-contained SVG file that a person opens in a browser, readable on a light and on a dark page.
+
+use crate::metrics::{EvaluationMetrics, Line, StepMetrics};
+use logitcache::error::{Error, Result};
+use plotters::coord::Shift;
+use plotters::prelude::*;
+
+/// The file's name within the student's directory.
+pub const CURVES_FILE: &str = "curves.svg";
+
+const PANEL: (u32, u32) = (460, 280);
+const HEADING: u32 = 40;
+const FONT: &str = "sans-serif";
+
+/// A colour on a light page and the one a dark page replaces it with.
+struct Colour {
+    light: RGBColor,
+    dark: RGBColor,
+}
+
+const fn colour(light: (u8, u8, u8), dark: (u8, u8, u8)) -> Colour {
+    Colour { light: RGBColor(light.0, light.1, light.2), dark: RGBColor(dark.0, dark.1, dark.2) }
+}
+
+const PAGE: Colour = colour((255, 255, 255), (21, 24, 28));
+const TEXT: Colour = colour((36, 41, 47), (221, 227, 234));
+const GRID: Colour = colour((226, 230, 235), (46, 52, 59));
+const BLUE: Colour = colour((31, 111, 178), (108, 182, 255));
+const ORANGE: Colour = colour((194, 87, 12), (255, 166, 87));
+const GREEN: Colour = colour((46, 125, 50), (126, 231, 135));
+const PURPLE: Colour = colour((123, 63, 160), (210, 168, 255));
+const GREY: Colour = colour((110, 118, 128), (150, 160, 170));
+
+/// A line of a panel: `points` are (step, value).
+struct Series {
+    name: &'static str,
+    colour: &'static Colour,
+    points: Vec<(f64, f64)>,
+    dots: bool,
+}
+
+struct Panel {
+    title: &'static str,
+    series: Vec<Series>,
+}
+
+/// Draws a run. `heading` stands on top; `weights` are those of the loss parts (ce, mlm, cos), which are drawn as they enter the total.
+///
+/// # Errors
+/// [`Error::Invalid`] where the drawing fails.
+pub fn draw(heading: &str, lines: &[Line], weights: [f64; 3]) -> Result<String> {
+    let mut text = String::new();
+    draw_panels(&mut text, heading, &panels(lines, weights)).map_err(|error| Error::invalid("curves", "a drawing", error.to_string()))?;
+    Ok(for_both_pages(&text))
+}
+
+fn panels(lines: &[Line], [ce, mlm, cos]: [f64; 3]) -> Vec<Panel> {
+    let step = |name, colour, value: &dyn Fn(&StepMetrics) -> f64| {
+        let point = |line: &Line| if let Line::Step(step) = line { Some((step.step as f64, value(step))) } else { None };
+        Series { name, colour, points: lines.iter().filter_map(point).collect(), dots: false }
+    };
+    let evaluation = |name, colour, value: &dyn Fn(&EvaluationMetrics) -> f64| {
+        let point = |line: &Line| if let Line::Evaluation(found) = line { Some((found.step as f64, value(found))) } else { None };
+        Series { name, colour, points: lines.iter().filter_map(point).collect(), dots: true }
+    };
+    let part = |name, colour, weight: f64, value: &dyn Fn(&StepMetrics) -> f64| {
+        (weight != 0.0).then(|| step(name, colour, &|line| weight * value(line)))
+    };
+    let parts = [
+        Some(step("total", &BLUE, &|line| line.loss)),
+        part("soft targets", &ORANGE, ce, &|line| line.ce_nats),
+        part("masked tokens", &GREEN, mlm, &|line| line.mlm_nats),
+        part("cosine", &PURPLE, cos, &|line| line.cos_distance),
+    ];
+    let agreement = vec![
+        evaluation("with the teacher", &BLUE, &|found| found.evaluation.student_teacher_top1),
+        evaluation("with the original", &ORANGE, &|found| found.evaluation.student_gold_top1),
+        evaluation("teacher with the original", &GREY, &|found| found.evaluation.teacher_gold_top1),
+    ];
+    let alone = |title, series| Panel { title, series: vec![series] };
+    vec![
+        Panel { title: "Loss and its weighted parts", series: parts.into_iter().flatten().collect() },
+        Panel { title: "Top-1 agreement on held-out masked positions", series: agreement },
+        alone("Divergence from the teacher there, nats", evaluation("", &BLUE, &|found| found.evaluation.kl_nats)),
+        alone("Gradient norm before clipping", step("", &BLUE, &|line| line.gradient_norm)),
+        alone("Learning rate", step("", &BLUE, &|line| line.learning_rate)),
+        alone("Training tokens per second", step("", &BLUE, &|line| line.tokens_per_second)),
+    ]
+}
+
+type Drawn = std::result::Result<(), DrawingAreaErrorKind<std::io::Error>>;
+
+fn draw_panels(text: &mut String, heading: &str, panels: &[Panel]) -> Drawn {
+    let rows = panels.len().div_ceil(2);
+    let size = (2 * PANEL.0, HEADING + rows as u32 * PANEL.1);
+    let root = SVGBackend::with_string(text, size).into_drawing_area();
+    root.fill(&PAGE.light)?;
+    root.draw(&Text::new(heading.to_owned(), (16, 14), (FONT, 20).into_font().style(FontStyle::Bold).color(&TEXT.light)))?;
+    let (_, below) = root.split_vertically(HEADING);
+    for (area, panel) in below.split_evenly((rows, 2)).iter().zip(panels) {
+        draw_panel(area, panel)?;
+    }
+    root.present()
+}
+
+fn draw_panel(area: &DrawingArea<SVGBackend<'_>, Shift>, panel: &Panel) -> Drawn {
+    area.draw(&Text::new(panel.title, (16, 6), (FONT, 17).into_font().color(&TEXT.light)))?;
+    let points = || panel.series.iter().flat_map(|series| series.points.iter().copied()).filter(|point| point.1.is_finite());
+    if points().next().is_none() {
+        return area.draw(&Text::new("nothing measured", (16, 40), (FONT, 15).into_font().color(&GREY.light)));
+    }
+    let last_step = points().map(|point| point.0).fold(1.0, f64::max);
+    let (low, high) = points().fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), point| (low.min(point.1), high.max(point.1)));
+    let room = if high > low { 0.06 * (high - low) } else { 0.5 * high.abs().max(1e-3) };
+    let mut chart = ChartBuilder::on(area)
+        .margin_right(18)
+        .margin_top(if panel.series.len() > 1 { 50 } else { 32 })
+        .x_label_area_size(38)
+        .y_label_area_size(62)
+        .build_cartesian_2d(0.0..last_step, low - room..high + room)?;
+    chart
+        .configure_mesh()
+        .disable_x_mesh()
+        .bold_line_style(&GRID.light)
+        .light_line_style(TRANSPARENT)
+        .axis_style(&GREY.light)
+        .x_labels(6)
+        .y_labels(5)
+        .x_desc("step")
+        .axis_desc_style((FONT, 14).into_font().color(&GREY.light))
+        .label_style((FONT, 14).into_font().color(&TEXT.light))
+        .x_label_formatter(&|value| tick(*value))
+        .y_label_formatter(&|value| tick(*value))
+        .draw()?;
+    for series in &panel.series {
+        let finite = || series.points.iter().copied().filter(|point| point.1.is_finite());
+        chart.draw_series(LineSeries::new(finite(), series.colour.light.stroke_width(2)))?;
+        if series.dots {
+            chart.draw_series(finite().map(|point| Circle::new(point, 3, series.colour.light.filled())))?;
+        }
+    }
+    draw_legend(area, panel)
+}
+
+/// The names of the series in their colours, in one row under the title.
+fn draw_legend(area: &DrawingArea<SVGBackend<'_>, Shift>, panel: &Panel) -> Drawn {
+    if panel.series.len() < 2 {
+        return Ok(());
+    }
+    let mut x = 16;
+    for series in &panel.series {
+        area.draw(&PathElement::new(vec![(x, 36), (x + 14, 36)], series.colour.light.stroke_width(3)))?;
+        area.draw(&Text::new(series.name, (x + 19, 29), (FONT, 15).into_font().color(&series.colour.light)))?;
+        // An SVG leaves the font to the viewer, so the width of a text is an estimate, on the wide side.
+        x += 36 + 7 * series.name.chars().count() as i32;
+    }
+    Ok(())
+}
+
+/// A short label: 0, 12k, 1.5, 0.933, 5e-4.
+fn tick(value: f64) -> String {
+    let size = value.abs();
+    if size < 1e-9 {
+        "0".to_owned()
+    } else if size >= 10_000.0 {
+        format!("{}k", (value / 100.0).round() / 10.0)
+    } else if size >= 0.01 {
+        format!("{}", (value * 1000.0).round() / 1000.0)
+    } else {
+        format!("{value:.1e}").replace(".0e", "e")
+    }
+}
+
+/// A style sheet inside the file swaps each colour where the page is dark; without it the colours of the drawing stand.
+fn for_both_pages(svg: &str) -> String {
+    let hex = |colour: &RGBColor| format!("#{:02X}{:02X}{:02X}", colour.0, colour.1, colour.2);
+    let mut rules = String::new();
+    for Colour { light, dark } in [PAGE, TEXT, GRID, BLUE, ORANGE, GREEN, PURPLE, GREY] {
+        let (light, dark) = (hex(&light), hex(&dark));
+        rules.push_str(&format!("[fill=\"{light}\"]{{fill:{dark}}}[stroke=\"{light}\"]{{stroke:{dark}}}"));
+    }
+    let style = format!("<style>text{{font-family:system-ui,sans-serif}}@media(prefers-color-scheme:dark){{{rules}}}</style>");
+    match svg.find("<svg").and_then(|start| svg[start..].find('>').map(|end| start + end + 1)) {
+        Some(end) => format!("{}\n{style}{}", &svg[..end], &svg[end..]),
+        None => svg.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::evaluate::Evaluation;
+
+    fn lines() -> Vec<Line> {
+        let mut lines = Vec::new();
+        for step in (0..=300u64).step_by(10) {
+            let x = step as f64 / 300.0;
+            if step > 0 {
+                let (ce_nats, mlm_nats, cos_distance) = (1.2 * (-3.0 * x).exp(), 0.5 + (-2.0 * x).exp(), 0.3 - 0.2 * x);
+                let loss = 5.0 * ce_nats + 2.0 * mlm_nats + cos_distance;
+                let (gradient_norm, tokens_per_second) = (8.0 * (-x).exp(), 1900.0 + 100.0 * (9.0 * x).sin());
+                let learning_rate = 5e-4 * (1.0 - x);
+                let elapsed_seconds = step as f64;
+                let of = StepMetrics { step, ce_nats, mlm_nats, cos_distance, loss, gradient_norm, ..StepMetrics::default() };
+                lines.push(Line::Step(StepMetrics { tokens_per_second, learning_rate, elapsed_seconds, ..of }));
+            }
+            if step % 100 == 0 {
+                let (student_teacher_top1, kl_nats) = (0.93 - 0.14 * (-4.0 * x).exp(), 0.19 + 0.6 * (-4.0 * x).exp());
+                let golds = Evaluation { teacher_gold_top1: 0.91, student_gold_top1: student_teacher_top1 - 0.03, ..Evaluation::default() };
+                let evaluation = Evaluation { student_teacher_top1, kl_nats, ..golds };
+                lines.push(Line::Evaluation(EvaluationMetrics { step, epoch: x, evaluation, evaluation_seconds: 1.0, elapsed_seconds: x }));
+            }
+        }
+        lines
+    }
+
+    #[test]
+    fn every_panel_is_drawn_and_nothing_is_fetched() {
+        let svg = draw("A student of 6 layers", &lines(), [5.0, 2.0, 1.0]).unwrap();
+        for panel in panels(&lines(), [5.0, 2.0, 1.0]) {
+            assert!(svg.contains(panel.title), "no panel {}", panel.title);
+        }
+        assert!(svg.contains("prefers-color-scheme:dark"));
+        assert_eq!(svg.matches("http").count(), 1, "the name space alone");
+    }
+
+    #[test]
+    fn a_part_without_weight_is_not_drawn() {
+        let svg = draw("", &lines(), [5.0, 2.0, 0.0]).unwrap();
+        assert!(svg.contains("soft targets") && !svg.contains("cosine"));
+    }
+
+    #[test]
+    fn little_or_broken_data_is_drawn_as_far_as_it_goes() {
+        assert!(draw("none", &[], [1.0; 3]).unwrap().contains("nothing measured"));
+        let broken = [Line::Step(StepMetrics { step: 1, loss: f64::NAN, ..StepMetrics::default() })];
+        assert!(draw("one", &broken, [1.0; 3]).is_ok());
+    }
+
+    #[test]
+    fn labels_are_short() {
+        let labels = [0.0, 2000.0, 12_300.0, 0.9331, 5e-4, 1.5].map(tick);
+        assert_eq!(labels, ["0", "2000", "12.3k", "0.933", "5e-4", "1.5"]);
+    }
+}

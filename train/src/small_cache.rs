@@ -1,0 +1,146 @@
+//! A small cache for tests: sequences that count upwards, and a teacher that knows it.
+
+use crate::cli::Arguments;
+use clap::Parser;
+use logitcache::cache::manifest::{CorpusCounts, FORMAT_VERSION, Fingerprints, Manifest, TeacherSummary};
+use logitcache::cache::record::{IGNORED_LABEL, Record};
+use logitcache::cache::writer::write_shard;
+use logitcache::fingerprint::Fingerprint;
+use logitcache::oracle::stored_targets;
+use logitcache::seed::{Purpose, RandomStream};
+use logitcache::target::{PositionRule, Precision, TargetSpec, Task, UncheckedTargetSpec};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Ids 0 to 3 are special: padding, mask, start, end.
+pub(crate) const VOCABULARY: u32 = 40;
+const MASK: u32 = 1;
+const TOP_K: u32 = 5;
+
+/// What to write; every value has a default that a test can override.
+#[derive(Clone)]
+pub(crate) struct SmallCache {
+    pub(crate) shards_per_pass: u32,
+    pub(crate) rows_per_shard: u64,
+    pub(crate) passes: u16,
+    pub(crate) temperatures: Vec<f32>,
+    pub(crate) hidden_layers: Vec<u32>,
+    pub(crate) teacher: &'static str,
+    pub(crate) corpus: &'static str,
+}
+
+impl Default for SmallCache {
+    fn default() -> Self {
+        let (temperatures, hidden_layers) = (vec![2.0, 1.0], vec![2]);
+        Self { shards_per_pass: 4, rows_per_shard: 25, passes: 1, temperatures, hidden_layers, teacher: "teacher", corpus: "corpus" }
+    }
+}
+
+const TEACHER_CONFIG: &str = r#"{"model_type": "bert", "hidden_act": "gelu", "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "intermediate_size": 24, "max_position_embeddings": 16}"#;
+
+impl SmallCache {
+    /// Writes the cache into `directory`/`name` and returns that path.
+    pub(crate) fn write(&self, directory: &Path, name: &str) -> PathBuf {
+        let directory = directory.join(name);
+        std::fs::create_dir_all(directory.join("teacher")).unwrap();
+        std::fs::write(directory.join("teacher/config.json"), TEACHER_CONFIG).unwrap();
+        std::fs::write(directory.join("teacher/tokenizer.json"), "{}").unwrap();
+        let spec = self.spec();
+        let run = format!("{} {} {:?}", self.teacher, self.corpus, (self.shards_per_pass, self.rows_per_shard, self.passes));
+        let of = |text: &str| Fingerprint::of_bytes(text.as_bytes());
+        let fingerprints = Fingerprints { teacher: of(self.teacher), tokenizer: of("tokenizer"), corpus: of(self.corpus), run: of(&run) };
+        let mut shards = Vec::new();
+        for pass in 0..self.passes {
+            for shard in 0..u64::from(self.shards_per_pass) {
+                let ids = shard * self.rows_per_shard..(shard + 1) * self.rows_per_shard;
+                let records: Vec<Record> = ids.map(|id| record(&spec, id, pass)).collect();
+                shards.push(write_shard(&directory, shards.len() as u32, &spec, &fingerprints, &records).unwrap());
+            }
+        }
+        let counts = CorpusCounts { sequences: u64::from(self.shards_per_pass) * self.rows_per_shard, ..CorpusCounts::default() };
+        let teacher = TeacherSummary {
+            parameters: 1000,
+            layers: 2,
+            hidden_size: 16,
+            provider: "cpu".into(),
+            logits_output: "logits".into(),
+            hidden_tensors: BTreeMap::new(),
+        };
+        let manifest = Manifest {
+            format_version: FORMAT_VERSION,
+            writer: "test".into(),
+            spec,
+            fingerprints,
+            settings: BTreeMap::new(),
+            teacher,
+            counts: Some(counts),
+            shards,
+            complete: true,
+        };
+        manifest.write(&directory).unwrap();
+        directory
+    }
+
+    fn spec(&self) -> TargetSpec {
+        let unchecked = UncheckedTargetSpec {
+            task: Task::MaskedLm,
+            vocabulary_size: VOCABULARY,
+            top_k: TOP_K,
+            temperatures: self.temperatures.clone(),
+            positions: PositionRule::Tokens,
+            hidden_layers: self.hidden_layers.clone(),
+            hidden_size: if self.hidden_layers.is_empty() { 0 } else { 16 },
+            token_type_ids: false,
+            precision: Precision::Float16,
+        };
+        TargetSpec::try_from(unchecked).unwrap()
+    }
+}
+
+/// Start, 6 to 11 consecutive numbers of which one or two are masked, end. The teacher finds the true one most likely, its neighbours next.
+fn record(spec: &TargetSpec, sequence_id: u64, pass: u16) -> Record {
+    let mut draws = RandomStream::new(1, Purpose::Masking, &[u64::from(pass), sequence_id]);
+    let numbers = 6 + (sequence_id % 6) as usize;
+    let first = RandomStream::new(2, Purpose::Masking, &[sequence_id]).below(20) as u32;
+    let truth: Vec<u32> = (0..numbers as u32).map(|i| 4 + (first + i) % (VOCABULARY - 4)).collect();
+    let mut record = Record { sequence_id, document_id: sequence_id, pass, ..Record::default() };
+    record.input_ids = std::iter::once(2).chain(truth.iter().copied()).chain([3]).collect();
+    record.labels = vec![IGNORED_LABEL; numbers + 2];
+    record.positions = (1..=numbers as u16).collect();
+    for _ in 0..2 {
+        let position = 1 + draws.below(numbers);
+        record.labels[position] = truth[position - 1] as i32;
+        record.input_ids[position] = MASK;
+    }
+    let temperatures: Vec<f64> = spec.temperatures().iter().map(|t| f64::from(*t)).collect();
+    for id in &truth {
+        let far = |other: u32| f64::from(other.abs_diff(*id));
+        let logits: Vec<f64> = (0..VOCABULARY).map(|other| if other < 4 { -4.0 } else { 6.0 - 2.5 * far(other).min(4.0) }).collect();
+        let targets = stored_targets(&logits, TOP_K as usize, &temperatures);
+        record.top_ids.extend(targets.top_ids.iter().map(|id| *id as u32));
+        record.top_logits.extend(targets.top_logits.iter().map(|logit| *logit as f32));
+        record.max_logit.push(targets.max_logit as f32);
+        record.log_z.extend(targets.log_z.iter().map(|log_z| *log_z as f32));
+    }
+    for _ in spec.hidden_layers() {
+        let state = |row: usize| move |column: usize| if row % 16 == column { 1.0f32 } else { 0.125 };
+        record.hidden_states.push((0..numbers + 2).flat_map(|row| (0..16).map(state(row))).collect());
+    }
+    record
+}
+
+/// The arguments of a short run on `cache`, with `extra` appended.
+pub(crate) fn arguments(cache: &Path, out: &Path, extra: &[&str]) -> Arguments {
+    let mut typed = vec!["train".to_owned(), "--quiet".to_owned()];
+    for (flag, value) in [("--layers", "1"), ("--batch-tokens", "128"), ("--threads", "2")] {
+        if !extra.contains(&flag) {
+            typed.extend([flag.to_owned(), value.to_owned()]);
+        }
+    }
+    for (flag, path) in [("--cache", cache), ("--out", out)] {
+        typed.extend([flag.to_owned(), path.display().to_string()]);
+    }
+    typed.extend(extra.iter().map(ToString::to_string));
+    Arguments::parse_from(typed)
+}

@@ -1,0 +1,61 @@
+//! The masked-language-model head: what a hidden state says about its token, and what it costs.
+
+use super::ParameterTable;
+use super::config::LAYER_NORM_EPSILON;
+use super::layout::WORD_EMBEDDINGS;
+use crate::batcher::Batch;
+use crate::kernels::{Affine, HeadTargets, cosine_loss, gather_rows, head_loss, layer_norm, linear, linear_gelu};
+use crate::loss::{LossParts, LossWeights, Normalisers};
+use candle_core::{Result, Tensor};
+
+pub(super) struct MaskedLmHead {
+    transform: Affine,
+    norm: Affine,
+    /// The word embeddings as a map to the vocabulary, with a bias of their own.
+    decoder: Affine,
+}
+
+impl MaskedLmHead {
+    pub(super) fn new(table: &ParameterTable<'_>) -> Self {
+        let decoder = Affine { weight: table.get(WORD_EMBEDDINGS), bias: table.get("vocab_projector.bias") };
+        Self { transform: table.affine("vocab_transform"), norm: table.affine("vocab_layer_norm"), decoder }
+    }
+
+    /// `[asked, dim]`: what the decoder reads of the asked rows of `hidden` `[tokens, dim]`.
+    fn transformed(&self, hidden: &Tensor, asked: &[u32]) -> Result<Tensor> {
+        layer_norm(&linear_gelu(&gather_rows(hidden, asked)?, &self.transform)?, &self.norm, LAYER_NORM_EPSILON)
+    }
+
+    /// `[asked, vocabulary]`.
+    pub(super) fn logits(&self, hidden: &Tensor, asked: &[u32]) -> Result<Tensor> {
+        linear(&self.transformed(hidden, asked)?, &self.decoder)
+    }
+
+    /// The weighted loss of a micro-batch and its parts; see [`super::Student::loss`]. `hidden` is `[tokens, dim]`.
+    pub(super) fn loss(
+        &self,
+        hidden: &Tensor,
+        batch: &Batch,
+        temperature: f64,
+        weights: &LossWeights,
+        normalisers: &Normalisers,
+    ) -> Result<(Tensor, LossParts)> {
+        // What a backward pass can start from even where a part is turned off or the batch asks nothing.
+        let mut total = Tensor::zeros((), hidden.dtype(), hidden.device())?;
+        let (mut ce, mut mlm, mut cos) = (0.0, 0.0, 0.0);
+        if (weights.ce > 0.0 || weights.mlm > 0.0) && !batch.asked.is_empty() {
+            let Batch { k, top_ids, log_probabilities, labels, .. } = batch;
+            let targets = HeadTargets { k: *k, top_ids, log_probabilities, labels };
+            let rows = self.transformed(hidden, &batch.asked)?;
+            let (weighted, parts) = head_loss(&rows, &self.decoder, &targets, temperature, weights, normalisers)?;
+            (ce, mlm) = (parts.ce, parts.mlm);
+            total = (total + weighted)?;
+        }
+        if weights.cos > 0.0 {
+            let (weighted, part) = cosine_loss(hidden, &batch.hidden, weights.cos, normalisers.tokens)?;
+            cos = part;
+            total = (total + weighted)?;
+        }
+        Ok((total, LossParts::new(weights, ce, mlm, cos)))
+    }
+}

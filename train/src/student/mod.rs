@@ -1,0 +1,165 @@
+//! The student: a DistilBERT masked language model (Sanh et al. 2019) on packed rows.
+//!
+//! ```text
+//! ids -> word + position -> LayerNorm -> dropout                                                                  embeddings
+//!     -> n_layers x [ x = LayerNorm(x + attention(x)); x = LayerNorm(x + dropout(W2 gelu(W1 x))) ]                block, attention
+//!     -> the asked rows -> LayerNorm(gelu(W x)) -> word embeddings, transposed, + bias                            heads
+//! ```
+//!
+//! No token types, no pooler, a decoder tied to the word embeddings. Rows of several sequences lie end to end; attention, positions and
+//! dropout look at the batch's offsets, so a sequence's result does not depend on its neighbours. Values come from [`init`], [`random`] or
+//! a saved directory, names and their order from [`layout`], the settings from [`config`].
+
+mod attention;
+mod block;
+pub mod config;
+mod embeddings;
+mod heads;
+pub mod init;
+pub mod layout;
+pub mod random;
+pub mod tensor_file;
+
+use crate::batcher::Batch;
+use crate::kernels::{Affine, DropoutPlan, Packing, Parameter, ParameterRef};
+use crate::loss::{LossParts, LossWeights, Normalisers};
+use candle_core::{DType, Device, Tensor};
+use logitcache::error::{Error, Result};
+use std::sync::Arc;
+
+pub use config::{Overrides, StudentConfig};
+pub use init::TeacherTensors;
+pub use layout::{ParameterSpec, layout};
+pub use random::at_random;
+
+/// Gives the first values of a parameter, row-major, as many as its shape has.
+pub type ValueSource<'a> = dyn FnMut(&ParameterSpec) -> Result<Vec<f32>> + 'a;
+
+/// A DistilBERT masked language model with its parameters.
+pub struct Student {
+    config: StudentConfig,
+    parameters: Vec<ParameterRef>,
+    embeddings: embeddings::Embeddings,
+    blocks: Vec<block::Block>,
+    head: heads::MaskedLmHead,
+}
+
+impl Student {
+    /// Builds the student in `dtype` (`F32` to train, `F64` to prove gradients with), asking `source` for each parameter in the order of
+    /// [`layout`], one at a time.
+    ///
+    /// # Errors
+    /// Settings that [`StudentConfig::check`] refuses, whatever `source` returns, values of another number than the shape's.
+    pub fn new(config: StudentConfig, dtype: DType, source: &mut ValueSource<'_>) -> Result<Self> {
+        config.check()?;
+        let mut parameters = Vec::new();
+        for spec in layout(&config) {
+            let values = source(&spec)?;
+            parameters.push(parameter(&spec, values, dtype)?);
+        }
+        let table = ParameterTable(&parameters);
+        let embeddings = embeddings::Embeddings::new(&table);
+        let blocks = (0..config.n_layers).map(|layer| block::Block::new(&table, layer, config.n_heads)).collect();
+        let head = heads::MaskedLmHead::new(&table);
+        Ok(Self { config, parameters, embeddings, blocks, head })
+    }
+
+    /// The settings it was built with.
+    pub fn config(&self) -> &StudentConfig {
+        &self.config
+    }
+
+    /// Every parameter in the order of [`layout`]; the tied decoder weight once.
+    pub fn parameters(&self) -> &[ParameterRef] {
+        &self.parameters
+    }
+
+    /// How many numbers the parameters hold.
+    pub fn parameter_count(&self) -> u64 {
+        self.parameters.iter().map(|parameter| parameter.elements() as u64).sum()
+    }
+
+    /// The dropout that the settings ask for in a training step.
+    pub fn dropout_plan(&self, seed: u64, step: u64) -> DropoutPlan {
+        DropoutPlan { seed, step, hidden: self.config.dropout, attention: self.config.attention_dropout }
+    }
+
+    /// The last hidden state `[tokens, dim]` of every row, before the head, with what a backward pass needs.
+    ///
+    /// # Errors
+    /// Ids outside the vocabulary, a sequence longer than the position embeddings, offsets that do not fit the rows.
+    pub fn forward_hidden(&self, batch: &Batch, dropout: &DropoutPlan) -> candle_core::Result<Tensor> {
+        let packing = packing(batch)?;
+        self.encode(self.embeddings.forward(&batch.input_ids, &packing, dropout)?, &packing, dropout)
+    }
+
+    /// The last hidden state `[tokens, dim]` without dropout and without keeping anything for a backward pass.
+    ///
+    /// # Errors
+    /// As [`forward_hidden`](Self::forward_hidden).
+    pub fn hidden_states(&self, batch: &Batch) -> candle_core::Result<Tensor> {
+        let (packing, dropout) = (packing(batch)?, DropoutPlan::off());
+        self.encode(self.embeddings.forward(&batch.input_ids, &packing, &dropout)?.detach(), &packing, &dropout)
+    }
+
+    /// Logits `[asked, vocabulary]` of the asked rows, without dropout and without keeping anything for a backward pass. They exist whole: the
+    /// caller bounds the rows it asks at a time.
+    ///
+    /// # Errors
+    /// As [`forward_hidden`](Self::forward_hidden); an asked row outside of the batch.
+    pub fn logits(&self, batch: &Batch) -> candle_core::Result<Tensor> {
+        self.head.logits(&self.hidden_states(batch)?, &batch.asked)
+    }
+
+    /// The loss of a micro-batch: a scalar to call `backward` on, once, which adds every parameter's gradient to what it holds; and the parts
+    /// by name. Sums are divided by the normalisers of the whole step, so that the micro-batches of a step simply add up.
+    ///
+    /// # Errors
+    /// As [`forward_hidden`](Self::forward_hidden); targets whose number does not fit the asked rows; a cosine part without hidden states.
+    pub fn loss(
+        &self,
+        batch: &Batch,
+        temperature: f64,
+        weights: &LossWeights,
+        normalisers: &Normalisers,
+        dropout: &DropoutPlan,
+    ) -> candle_core::Result<(Tensor, LossParts)> {
+        let hidden = self.forward_hidden(batch, dropout)?;
+        self.head.loss(&hidden, batch, temperature, weights, normalisers)
+    }
+
+    fn encode(&self, embedded: Tensor, packing: &Arc<Packing>, dropout: &DropoutPlan) -> candle_core::Result<Tensor> {
+        self.blocks.iter().try_fold(embedded, |hidden, block| block.forward(&hidden, packing, dropout))
+    }
+}
+
+fn packing(batch: &Batch) -> candle_core::Result<Arc<Packing>> {
+    Packing::new(&batch.offsets, &batch.sequence_ids, &batch.passes)
+}
+
+fn parameter(spec: &ParameterSpec, values: Vec<f32>, dtype: DType) -> Result<ParameterRef> {
+    let expected = spec.shape.iter().product::<usize>();
+    if values.len() != expected {
+        return Err(Error::invalid(&spec.name, format!("{expected} values"), values.len().to_string()));
+    }
+    let tensor = Tensor::from_vec(values, spec.shape.as_slice(), &Device::Cpu).and_then(|tensor| tensor.to_dtype(dtype));
+    let made = tensor.and_then(|tensor| Parameter::new(&spec.name, &tensor));
+    made.map_err(|error| Error::invalid(&spec.name, "a parameter in memory", error.to_string()))
+}
+
+/// The parameters by name, for the parts that share them.
+struct ParameterTable<'a>(&'a [ParameterRef]);
+
+impl ParameterTable<'_> {
+    fn get(&self, name: &str) -> ParameterRef {
+        let found = self.0.iter().find(|parameter| parameter.name() == name);
+        found.unwrap_or_else(|| panic!("the layout has no parameter {name}, which the student is built from")).clone()
+    }
+
+    fn affine(&self, name: &str) -> Affine {
+        Affine { weight: self.get(&format!("{name}.weight")), bias: self.get(&format!("{name}.bias")) }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,194 @@
+//! What a run came to: `summary.json` for programs, a table for a person.
+
+use crate::evaluate::Evaluation;
+use logitcache::atomic_file::write_bytes_atomically;
+use logitcache::cache::manifest::Manifest;
+use logitcache::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// The file's name within the student's directory.
+pub const SUMMARY_FILE: &str = "summary.json";
+
+/// The cache's own record of what it cost; a cache without it is complete all the same.
+const CACHE_TIMING_FILE: &str = "timing.json";
+
+/// The numbers of a finished run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Elements of the teacher's tensors.
+    pub teacher_parameters: u64,
+    /// Elements of the student's, the tied decoder counted once.
+    pub student_parameters: u64,
+    /// Rows of an epoch, its tokens, and the steps made.
+    pub training: crate::batcher::StepArithmetic,
+    /// Of the student as it began; absent where nothing is held out.
+    pub first_evaluation: Option<Evaluation>,
+    /// Of the student as it is written; absent where nothing is held out.
+    pub evaluation: Option<Evaluation>,
+    /// The cache's logits files over its tokens.
+    pub logits_bytes_per_token: f64,
+    /// The cache's hidden files over its tokens; 0 where there are none.
+    pub hidden_bytes_per_token: f64,
+    /// What precompute took, where the cache says so.
+    pub precompute_seconds: Option<f64>,
+    /// From the first batch to the last evaluation.
+    pub train_seconds: f64,
+    /// Training tokens over the time spent in steps.
+    pub tokens_per_second: f64,
+    /// Threads that computed.
+    pub threads: usize,
+    /// Where the curves are.
+    pub curves: PathBuf,
+    /// Where the student is.
+    pub student: PathBuf,
+}
+
+impl Summary {
+    /// Reads the summary in `directory`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where it is missing, [`Error::Library`] where it cannot be parsed.
+    pub fn read(directory: &Path) -> Result<Self> {
+        let path = directory.join(SUMMARY_FILE);
+        let text = std::fs::read(&path).map_err(Error::io("read", &path))?;
+        serde_json::from_slice(&text).map_err(Error::library("parse", &path))
+    }
+
+    /// Publishes it in `directory`.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn write(&self, directory: &Path) -> Result<()> {
+        let path = directory.join(SUMMARY_FILE);
+        let mut text = serde_json::to_string_pretty(self).map_err(Error::library("write", &path))?;
+        text.push('\n');
+        write_bytes_atomically(&path, text.as_bytes())
+    }
+
+    /// The table that ends a run: a name, a value and a remark a line.
+    pub fn table(&self) -> String {
+        let mut rows: Vec<(&str, String, String)> = vec![
+            ("teacher parameters", thousands(self.teacher_parameters), String::new()),
+            ("student parameters", thousands(self.student_parameters), of(self.student_parameters as f64, self.teacher_parameters as f64)),
+        ];
+        match &self.evaluation {
+            None => rows.push(("evaluation", "none".to_owned(), "nothing was held out".to_owned())),
+            Some(found) => {
+                let before = |value: fn(&Evaluation) -> f64| {
+                    self.first_evaluation.map_or(String::new(), |first| format!("{:.4} before training", value(&first)))
+                };
+                let gold = of(found.student_gold_top1, found.teacher_gold_top1);
+                rows.extend([
+                    ("student-teacher top-1 agreement", format!("{:.4}", found.student_teacher_top1), before(|e| e.student_teacher_top1)),
+                    ("KL at temperature 1, nats", format!("{:.4}", found.kl_nats), before(|e| e.kl_nats)),
+                    ("gold top-1, teacher", format!("{:.4}", found.teacher_gold_top1), String::new()),
+                    ("gold top-1, student", format!("{:.4}", found.student_gold_top1), gold),
+                    ("held-out masked positions", thousands(found.masked_positions), format!("in {} sequences", thousands(found.sequences))),
+                ]);
+            }
+        }
+        let seconds = |seconds: f64| format!("{seconds:.1}");
+        let training = format!("{} steps, {:.0} tokens per second", self.training.steps, self.tokens_per_second);
+        rows.extend([
+            ("cache bytes per token, logits", format!("{:.1}", self.logits_bytes_per_token), String::new()),
+            ("cache bytes per token, hidden", format!("{:.1}", self.hidden_bytes_per_token), String::new()),
+            ("seconds in precompute", self.precompute_seconds.map_or("unknown".to_owned(), seconds), String::new()),
+            ("seconds in train", seconds(self.train_seconds), training),
+        ]);
+        let mut table = String::new();
+        for (name, value, remark) in rows {
+            table.push_str(format!("{name:<33}{value:>14}   {remark}").trim_end());
+            table.push('\n');
+        }
+        table.push_str(&format!("curves:  {}\nstudent: {}\n", self.curves.display(), self.student.display()));
+        table
+    }
+}
+
+/// Bytes of the logits files and of the hidden files per token.
+pub fn bytes_per_token(manifest: &Manifest) -> (f64, f64) {
+    let tokens = manifest.shards.iter().map(|shard| shard.tokens).sum::<u64>().max(1) as f64;
+    let logits: u64 = manifest.shards.iter().map(|shard| shard.logits.bytes).sum();
+    let hidden: u64 = manifest.shards.iter().filter_map(|shard| shard.hidden.as_ref()).map(|file| file.bytes).sum();
+    (logits as f64 / tokens, hidden as f64 / tokens)
+}
+
+/// What the cache says it cost; nothing where it does not say.
+pub fn precompute_seconds(cache: &Path) -> Option<f64> {
+    let text = std::fs::read(cache.join(CACHE_TIMING_FILE)).ok()?;
+    serde_json::from_slice::<serde_json::Value>(&text).ok()?.get("seconds")?.as_f64()
+}
+
+fn of(part: f64, whole: f64) -> String {
+    if whole > 0.0 { format!("{:.1} % of the teacher's", 100.0 * part / whole) } else { String::new() }
+}
+
+/// 12,345,678.
+fn thousands(count: u64) -> String {
+    let digits = count.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i) % 3 == 0 {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batcher::{Duration, StepArithmetic};
+
+    fn summary() -> Summary {
+        let evaluation = Evaluation {
+            sequences: 500,
+            masked_positions: 3210,
+            student_teacher_top1: 0.9333,
+            kl_nats: 0.19,
+            teacher_gold_top1: 0.9,
+            student_gold_top1: 0.891,
+        };
+        Summary {
+            teacher_parameters: 6_700_000,
+            student_parameters: 3_551_000,
+            training: StepArithmetic::new(6000, 300_000, 2048, Duration::Epochs(3)),
+            first_evaluation: Some(Evaluation { student_teacher_top1: 0.79, ..evaluation }),
+            evaluation: Some(evaluation),
+            logits_bytes_per_token: 190.04,
+            hidden_bytes_per_token: 400.0,
+            precompute_seconds: None,
+            train_seconds: 123.45,
+            tokens_per_second: 7300.0,
+            threads: 2,
+            curves: "out/curves.svg".into(),
+            student: "out".into(),
+        }
+    }
+
+    #[test]
+    fn the_table_says_what_a_person_asks() {
+        let table = summary().table();
+        for text in ["6,700,000", "53.0 % of the teacher's", "0.9333   0.7900 before", "99.0 % of", "3,210", "unknown", "123.5", "out/curves.svg"] {
+            assert!(table.contains(text), "no {text} in\n{table}");
+        }
+        assert!(Summary { evaluation: None, ..summary() }.table().contains("nothing was held out"));
+    }
+
+    #[test]
+    fn a_summary_reads_back() {
+        let directory = tempfile::tempdir().unwrap();
+        summary().write(directory.path()).unwrap();
+        assert_eq!(Summary::read(directory.path()).unwrap(), summary());
+        assert_eq!(precompute_seconds(directory.path()), None);
+        std::fs::write(directory.path().join(CACHE_TIMING_FILE), r#"{"seconds": 61.5, "teacher_seconds": 60.0}"#).unwrap();
+        assert_eq!(precompute_seconds(directory.path()), Some(61.5));
+    }
+
+    #[test]
+    fn digits_are_grouped() {
+        assert_eq!([0, 12, 123, 1234, 1_234_567].map(thousands), ["0", "12", "123", "1,234", "1,234,567"]);
+    }
+}
