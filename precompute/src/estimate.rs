@@ -214,7 +214,11 @@ impl fmt::Display for Estimate {
         for (k, mass) in &self.lost_mass {
             writeln!(formatter, "            {k:>5} {:>9.2e} {:>9.2e} {:>9.2e}", mass.mean, mass.p90, mass.p99)?;
         }
-        writeln!(formatter, "bytes/token {logits:.1} without hidden states, {with_hidden:.1} with those of {}", layers(self.hidden_layers))?;
+        writeln!(
+            formatter,
+            "bytes/token {logits:.1} without hidden states, {with_hidden:.1} with those of {}",
+            layers(self.hidden_layers)
+        )?;
         writeln!(formatter, "size        {}", size(with_hidden * tokens as f64))?;
         let seconds = self.teacher_seconds_per_padded_token * (self.padded_tokens * passes) as f64;
         write!(formatter, "time        about {seconds:.0} s, {:.0} tokens/s", tokens as f64 / seconds.max(1e-9))

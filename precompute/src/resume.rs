@@ -28,17 +28,28 @@ pub enum Decision {
     Continue(Vec<ShardEntry>),
 }
 
+/// Whether an earlier run has begun a cache in `directory`, which need not exist. Nothing is written.
+///
+/// # Errors
+/// [`Error::Usage`] for a directory that holds other files and no manifest.
+pub fn is_begun(directory: &Path) -> Result<bool> {
+    if directory.join(MANIFEST_FILE).exists() {
+        return Ok(true);
+    }
+    match fs::metadata(directory) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        _ => refuse_foreign_files(directory).map(|()| false),
+    }
+}
+
 /// Takes `directory` for this run, making it where it does not exist.
 ///
 /// # Errors
 /// [`Error::Usage`] for a directory that holds other files and no manifest (it is left untouched), or one another run is writing;
 /// [`Error::Data`] for a manifest that cannot be read.
 pub fn claim(directory: &Path) -> Result<Claim> {
+    is_begun(directory)?;
     fs::create_dir_all(directory).map_err(Error::io("create", directory))?;
-    let holds_manifest = directory.join(MANIFEST_FILE).exists();
-    if !holds_manifest {
-        refuse_foreign_files(directory)?;
-    }
     let lock = lock(directory)?;
     // Read after the lock is held: another run may have ended in between.
     let stored = if directory.join(MANIFEST_FILE).exists() { Some(Manifest::read(directory)?) } else { None };
@@ -184,6 +195,8 @@ mod tests {
     #[test]
     fn a_new_directory_starts_from_nothing() {
         let parent = tempfile::tempdir().expect("a temporary directory");
+        assert!(!is_begun(&parent.path().join("a")).expect("nothing is there"));
+        assert!(!parent.path().join("a").exists(), "to ask makes nothing");
         let claim = claim(&parent.path().join("a/b")).expect("made on the way");
         assert_eq!(claim.decide(&manifest(&[])).expect("nothing to refuse"), Decision::Continue(vec![]));
     }
@@ -195,6 +208,7 @@ mod tests {
         let error = claim(directory.path()).expect_err("a foreign file");
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().contains("thesis.tex"), "{error}");
+        assert!(is_begun(directory.path()).is_err());
         assert!(!directory.path().join(LOCK_FILE).exists(), "nothing is written into a foreign directory");
     }
 
@@ -226,6 +240,7 @@ mod tests {
         stored.complete = true;
         stored.counts = Some(CorpusCounts::default());
         stored.write(directory.path()).expect("a valid manifest");
+        assert!(is_begun(directory.path()).expect("ours"));
         let decide = || claim(directory.path()).expect("ours").decide(&manifest(&[])).expect("the same settings");
         assert_eq!(decide(), Decision::Complete);
 

@@ -3,12 +3,14 @@
 //! Finding the largest k of a row without sorting it: take the maximum of every block of 64 logits. At least k logits are no smaller than the k-th
 //! largest of these maxima, so it is a lower bound of the k-th largest logit. Only blocks whose maximum reaches it are looked at again, the few logits
 //! that reach it are collected, and an exact selection among them gives the answer, ties and all. The sums of exponentials are one more pass. Both
-//! passes are plain loops over 16 lanes, compiled three times (AVX-512, AVX2 with FMA, and whatever the target has); the processor chooses at run time.
+//! passes are compiled three times (AVX-512, AVX2 with FMA, and for any processor); what the machine has is asked at run time.
 
 mod exponentials;
+mod lanes;
 mod selection;
 
 use exponentials::Chain;
+use lanes::{Lanes, Portable};
 
 /// Targets of a run of positions, flattened as in `logitcache::cache::record::Record`.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -112,7 +114,7 @@ impl TopK {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `Kernel::available` has seen this processor's avx2 and fma.
             Kernel::Avx2 => unsafe { row_avx2(logits, self.k, &self.chains, scratch, log_z) },
-            Kernel::Portable => row::<false>(logits, self.k, &self.chains, scratch, log_z),
+            Kernel::Portable => row::<Portable>(logits, self.k, &self.chains, scratch, log_z),
         };
         let Some(maximum) = maximum else {
             targets.log_z.truncate(columns);
@@ -130,28 +132,25 @@ impl TopK {
 
 /// One row: the k largest as sorted keys in `scratch.candidates`, `log_z` filled; the maximum, or nothing where a logit is not finite.
 #[inline(always)]
-fn row<const FMA: bool>(logits: &[f32], k: usize, chains: &[Chain], scratch: &mut Scratch, log_z: &mut [f32]) -> Option<f32> {
-    let maximum = selection::largest(logits, k.min(logits.len()), scratch);
-    let mut minimum = maximum;
+fn row<L: Lanes>(logits: &[f32], k: usize, chains: &[Chain], scratch: &mut Scratch, log_z: &mut [f32]) -> Option<f32> {
+    let maximum = selection::largest::<L>(logits, k.min(logits.len()), scratch)?;
     // A closure would be compiled on its own, without the wide instructions of the function it is in.
     for chain in chains {
-        minimum = chain.log_z::<FMA>(logits, maximum, log_z);
+        chain.log_z::<L>(logits, maximum, log_z);
     }
-    // The range shows infinities; a NaN, which comparisons pass over, shows in every sum.
-    let finite = minimum.is_finite() && maximum.is_finite() && log_z[0].is_finite();
-    finite.then_some(maximum)
+    Some(maximum)
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx2,fma")]
 fn row_avx512(logits: &[f32], k: usize, chains: &[Chain], scratch: &mut Scratch, log_z: &mut [f32]) -> Option<f32> {
-    row::<true>(logits, k, chains, scratch, log_z)
+    row::<lanes::Avx512>(logits, k, chains, scratch, log_z)
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 fn row_avx2(logits: &[f32], k: usize, chains: &[Chain], scratch: &mut Scratch, log_z: &mut [f32]) -> Option<f32> {
-    row::<true>(logits, k, chains, scratch, log_z)
+    row::<lanes::Avx2>(logits, k, chains, scratch, log_z)
 }
 
 #[cold]

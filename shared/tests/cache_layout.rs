@@ -1,6 +1,8 @@
 //! The layout that is part of the promise: row groups, encodings, names and nullability as any Parquet tool sees them, bytes that repeat, and
 //! what a column costs.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod synthetic;
 
 use logitcache::cache::reader::{Cache, Projection};
@@ -100,7 +102,7 @@ fn the_same_records_give_the_same_bytes() {
 fn an_entry_counts_its_rows() {
     let (directory, spec) = (tempfile::tempdir().unwrap(), spec());
     let written = records(&spec, Shape { longest: 30, share_asked: 0.4 }, 3, 100, 20, 2);
-    let manifest = write_cache(directory.path(), &spec, "run", &[written.clone()]);
+    let manifest = write_cache(directory.path(), &spec, "run", std::slice::from_ref(&written));
     let entry = &manifest.shards[0];
     let sum = |count: &dyn Fn(&logitcache::cache::record::Record) -> usize| written.iter().map(|record| count(record) as u64).sum::<u64>();
     assert_eq!((entry.index, entry.pass, entry.first_sequence, entry.logits.rows), (0, 3, 100, 20));

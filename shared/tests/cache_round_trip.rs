@@ -1,5 +1,7 @@
 //! Any valid records written are read back the same: whatever the spec, and across the borders of shards and row groups.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod synthetic;
 
 use logitcache::cache::reader::{Cache, Projection};

@@ -49,8 +49,8 @@ fn an_interrupt_publishes_the_shard_and_says_how_to_continue() {
 
 #[test]
 fn other_arguments_on_the_same_directory_are_refused_naming_both_values() {
-    precompute(&CACHES.corpus(), &CACHES.train()).args("--top-k 8").run().refused(1, &["top_k", "64", "8"]);
-    precompute(&CACHES.corpus(), &CACHES.train()).args("--seed 5").run().refused(1, &["seed", "0", "5"]);
+    precompute(&CACHES.corpus(), &CACHES.train()).args("--top-k 8").run().refused(2, &["top-k", "64", "8"]);
+    precompute(&CACHES.corpus(), &CACHES.train()).args("--seed 5").run().refused(2, &["seed", "0", "5"]);
 }
 
 fn compare(expected: &[(std::path::PathBuf, Vec<u8>)], found: &[(std::path::PathBuf, Vec<u8>)]) {

@@ -278,6 +278,10 @@ fn step(shape: &Shape, repetitions: usize) -> Result<()> {
 }
 
 fn main() -> Result<()> {
+    // candle adds gradients on a pool of its own, whose workers spin; beside rayon's threads on the same cores that costs milliseconds for
+    // every activation, and its adding is bound by memory anyway. The program does the same.
+    // SAFETY: nothing else runs yet, and candle reads the variable on first use.
+    unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     let repetitions = arguments.iter().find_map(|argument| argument.parse().ok()).unwrap_or(7);
     let wanted =

@@ -1,4 +1,4 @@
-//! The student's side: from shards to a student directory. The modules read downwards in the order the data passes through them.
+//! The student's side: from shards to a student directory. The modules, in the order the data passes through them:
 //!
 //! - [`cli`], [`config`], [`device`], [`output`]: what was typed, what it means, where it may run and write.
 //! - [`stream`]: rows of the cache in a seeded order, read ahead.
@@ -95,9 +95,9 @@ fn train_and_write(config: &Config, progress: &mut Progress, stop: &StopSignal) 
 fn initial_student(config: &Config) -> Result<Student> {
     let shape = &config.student;
     match &config.initialisation {
-        Initialisation::Random => {
-            Student::new(shape.clone(), candle_core::DType::F32, &mut |parameter: &ParameterSpec| Ok(at_random(shape, config.seed, parameter)))
-        }
+        Initialisation::Random => Student::new(shape.clone(), candle_core::DType::F32, &mut |parameter: &ParameterSpec| {
+            Ok(at_random(shape, config.seed, parameter))
+        }),
         Initialisation::Teacher { path, layers } => {
             let mut teacher = TeacherTensors::open(path, shape, Some(layers))?;
             Student::new(shape.clone(), candle_core::DType::F32, &mut |parameter: &ParameterSpec| teacher.values(parameter))

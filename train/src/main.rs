@@ -15,6 +15,9 @@ use train::trainer::StopSignal;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    // candle adds gradients on a pool of its own, whose threads spin beside ours; our operations have their own threads.
+    // SAFETY: no other thread exists yet that could read the environment.
+    unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
     match run(&Arguments::parse()) {
         Ok(table) => {
             // A reader that has gone away has seen enough.

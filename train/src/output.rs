@@ -69,7 +69,12 @@ pub fn examine(directory: &Path, settings: &BTreeMap<String, String>) -> Result<
     let differing = differences(&record.settings, settings);
     if !differing.is_empty() || record.record_version != RECORD_VERSION {
         let expected = format!("a new directory, or a student of the same settings in {}", directory.display());
-        return Err(Error::usage("--out", expected, format!("another: {}", differing.join("; ")), "choose another --out, or remove that one"));
+        return Err(Error::usage(
+            "--out",
+            expected,
+            format!("another: {}", differing.join("; ")),
+            "choose another --out, or remove that one",
+        ));
     }
     Ok(if record.finished { Occupancy::Finished } else { Occupancy::Unfinished(record.completed_steps) })
 }

@@ -73,9 +73,9 @@ fn panels(lines: &[Line], [ce, mlm, cos]: [f64; 3]) -> Vec<Panel> {
         part("cosine", &PURPLE, cos, &|line| line.cos_distance),
     ];
     let agreement = vec![
-        evaluation("with the teacher", &BLUE, &|found| found.evaluation.student_teacher_top1),
-        evaluation("with the original", &ORANGE, &|found| found.evaluation.student_gold_top1),
-        evaluation("teacher with the original", &GREY, &|found| found.evaluation.teacher_gold_top1),
+        evaluation("with teacher", &BLUE, &|found| found.evaluation.student_teacher_top1),
+        evaluation("gold, student", &ORANGE, &|found| found.evaluation.student_gold_top1),
+        evaluation("gold, teacher", &GREY, &|found| found.evaluation.teacher_gold_top1),
     ];
     let alone = |title, series| Panel { title, series: vec![series] };
     vec![
@@ -97,19 +97,21 @@ fn draw_panels(text: &mut String, heading: &str, panels: &[Panel]) -> Drawn {
     root.fill(&PAGE.light)?;
     root.draw(&Text::new(heading.to_owned(), (16, 14), (FONT, 20).into_font().style(FontStyle::Bold).color(&TEXT.light)))?;
     let (_, below) = root.split_vertically(HEADING);
+    let last_step =
+        panels.iter().flat_map(|panel| &panel.series).flat_map(|series| &series.points).map(|point| point.0).fold(1.0, f64::max);
     for (area, panel) in below.split_evenly((rows, 2)).iter().zip(panels) {
-        draw_panel(area, panel)?;
+        draw_panel(area, panel, last_step)?;
     }
     root.present()
 }
 
-fn draw_panel(area: &DrawingArea<SVGBackend<'_>, Shift>, panel: &Panel) -> Drawn {
+/// All panels have the same steps, 0 to `last_step`, so that they can be read against each other.
+fn draw_panel(area: &DrawingArea<SVGBackend<'_>, Shift>, panel: &Panel, last_step: f64) -> Drawn {
     area.draw(&Text::new(panel.title, (16, 6), (FONT, 17).into_font().color(&TEXT.light)))?;
     let points = || panel.series.iter().flat_map(|series| series.points.iter().copied()).filter(|point| point.1.is_finite());
     if points().next().is_none() {
         return area.draw(&Text::new("nothing measured", (16, 40), (FONT, 15).into_font().color(&GREY.light)));
     }
-    let last_step = points().map(|point| point.0).fold(1.0, f64::max);
     let (low, high) = points().fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), point| (low.min(point.1), high.max(point.1)));
     let room = if high > low { 0.06 * (high - low) } else { 0.5 * high.abs().max(1e-3) };
     let mut chart = ChartBuilder::on(area)
@@ -121,9 +123,9 @@ fn draw_panel(area: &DrawingArea<SVGBackend<'_>, Shift>, panel: &Panel) -> Drawn
     chart
         .configure_mesh()
         .disable_x_mesh()
-        .bold_line_style(&GRID.light)
+        .bold_line_style(GRID.light)
         .light_line_style(TRANSPARENT)
-        .axis_style(&GREY.light)
+        .axis_style(GREY.light)
         .x_labels(6)
         .y_labels(5)
         .x_desc("step")

@@ -84,7 +84,11 @@ impl Summary {
                     ("KL at temperature 1, nats", format!("{:.4}", found.kl_nats), before(|e| e.kl_nats)),
                     ("gold top-1, teacher", format!("{:.4}", found.teacher_gold_top1), String::new()),
                     ("gold top-1, student", format!("{:.4}", found.student_gold_top1), gold),
-                    ("held-out masked positions", thousands(found.masked_positions), format!("in {} sequences", thousands(found.sequences))),
+                    (
+                        "held-out masked positions",
+                        thousands(found.masked_positions),
+                        format!("in {} sequences", thousands(found.sequences)),
+                    ),
                 ]);
             }
         }
@@ -129,7 +133,7 @@ fn thousands(count: u64) -> String {
     let digits = count.to_string();
     let mut text = String::new();
     for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i) % 3 == 0 {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);
@@ -171,7 +175,9 @@ mod tests {
     #[test]
     fn the_table_says_what_a_person_asks() {
         let table = summary().table();
-        for text in ["6,700,000", "53.0 % of the teacher's", "0.9333   0.7900 before", "99.0 % of", "3,210", "unknown", "123.5", "out/curves.svg"] {
+        for text in
+            ["6,700,000", "53.0 % of the teacher's", "0.9333   0.7900 before", "99.0 % of", "3,210", "unknown", "123.5", "out/curves.svg"]
+        {
             assert!(table.contains(text), "no {text} in\n{table}");
         }
         assert!(Summary { evaluation: None, ..summary() }.table().contains("nothing was held out"));

@@ -19,7 +19,7 @@ pub mod summary;
 
 use crate::config::Config;
 use crate::progress::{Position, Progress};
-use crate::resume::{Claim, Decision, claim};
+use crate::resume::{Claim, Decision, claim, is_begun};
 use crate::teacher::{Prepared, Teacher};
 use crate::window::WindowCounts;
 use ask::Asker;
@@ -47,11 +47,13 @@ const STOP_INTERVAL: Duration = Duration::from_millis(100);
 /// [`Error::Usage`] where the flags, the teacher and the directory do not go together; [`Error::Data`], [`Error::Io`] and
 /// [`Error::Library`] of the inputs and the disk; [`Error::Interrupted`] after the current shard where `stop` says so.
 pub fn run(config: &Config, directory: &Path, stop: &Stop, progress: &mut Progress) -> Result<Summary> {
+    // A directory that is no cache yet is made only when nothing more can be refused.
+    let begun = is_begun(directory)?;
     let (inputs, prepared) = inputs::open(config)?;
     progress.note(&format!("ONNX Runtime {} from {}", inputs.runtime.version, inputs.runtime.library.display()));
     let content = ContentDigests::of(&inputs, &prepared)?;
-    let claim = claim(directory)?;
-    if let Some(summary) = complete_already(config, &inputs, &content, &claim)? {
+    let earlier = if begun { Some(claim(directory)?) } else { None };
+    if let Some(summary) = earlier.as_ref().map_or(Ok(None), |claim| complete_already(config, &inputs, &content, claim))? {
         return Ok(summary);
     }
     let pool = thread_pool(config)?;
@@ -60,8 +62,15 @@ pub fn run(config: &Config, directory: &Path, stop: &Stop, progress: &mut Progre
         progress.note(&format!("--top-k {} is cut to the vocabulary's {}", config.top_k, spec.top_k()));
     }
     let asked = inputs.manifest(config, spec, teacher.summary().clone(), &content)?;
+    let claim = earlier.map_or_else(|| claim(directory), Ok)?;
     let Decision::Continue(shards) = claim.decide(&asked)? else {
-        return Err(Error::invalid("resume", "one decision for one manifest", "two"));
+        // Another run has made it since this one first looked.
+        return Err(Error::usage(
+            "--out",
+            "a directory that no other run completes meanwhile",
+            "one that is",
+            "give the same command again",
+        ));
     };
     tell_what_is_kept(&claim, shards.len(), progress);
     let manifest = Manifest { shards, ..asked };
@@ -126,7 +135,8 @@ fn tell_what_is_kept(claim: &Claim, kept: usize, progress: &Progress) {
         let first = &stored.shards[kept].logits.name;
         progress.note(&format!("{first} or its hidden states are not there whole: {lost} listed shards are made again"));
     }
-    progress.note(&format!("continuing after {kept} complete shards in {}", claim.directory().display()));
+    let shards = if kept == 1 { "1 complete shard".to_owned() } else { format!("{kept} complete shards") };
+    progress.note(&format!("continuing after {shards} in {}", claim.directory().display()));
 }
 
 /// The files beside the shards: the vocabulary, and the teacher's tokenizer and configuration. Those that are there are left.
@@ -258,7 +268,7 @@ impl Run<'_> {
             }
             Ended::Stopped(signal) => {
                 let (shards, directory) = (manifest.shards.len(), self.directory.display());
-                let advice = format!("{shards} shards are complete in {directory}; the same command continues after them");
+                let advice = format!("complete shards in {directory}: {shards}; the same command continues after them");
                 Err(Error::Interrupted { signal, advice })
             }
             Ended::Unpublished => Err(Error::invalid("publisher", "an error of its own", "none")),

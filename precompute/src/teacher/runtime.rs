@@ -147,9 +147,9 @@ fn loader_library() -> Option<PathBuf> {
     let names = [format!("{plain}.1"), plain];
     let (name, library) = names.into_iter().find_map(|name| Some((name.clone(), open(Path::new(&name)).ok()?)))?;
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    let mapped = maps.lines().filter_map(|line| line.find('/').map(|start| Path::new(&line[start..])));
+    let mut mapped = maps.lines().filter_map(|line| line.find('/').map(|start| Path::new(&line[start..])));
     let is_library = |path: &&Path| path.file_name().and_then(|name| name.to_str()).is_some_and(|name| version_in_name(name).is_some());
-    let path = mapped.filter(is_library).last().map_or_else(|| PathBuf::from(name), Path::to_owned);
+    let path = mapped.rfind(is_library).map_or_else(|| PathBuf::from(name), Path::to_owned);
     std::mem::forget(library);
     Some(path)
 }

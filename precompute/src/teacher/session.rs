@@ -228,7 +228,7 @@ fn open_session(runtime: &Runtime, prepared: &Prepared, threads: usize) -> ort::
         .with_intra_threads(threads)?
         // Spinning would keep a processor busy between batches that the tokenizer and the top-k need.
         .with_intra_op_spinning(false)?
-        .with_execution_providers([ort::ep::CPU::default().build().error_on_failure()])?;
+        .with_execution_providers([ort::ep::CPU::default().with_arena_allocator(true).build().error_on_failure()])?;
     match &prepared.changed {
         None => builder.commit_from_file(std::path::absolute(&prepared.model).map_err(ort::Error::wrap)?),
         Some(bytes) => {

@@ -1,9 +1,9 @@
 //! Sums of exponentials over a row, for the log-normaliser at every temperature.
 
-/// Lanes of the loops: one AVX-512 register, two of AVX2.
-const LANES: usize = 16;
-/// Terms that are added in f32 before the lanes go to f64: 16 a lane, whose rounding stays within a few 1e-7 of the sum.
-const RUN: usize = 16 * LANES;
+use super::lanes::Lanes;
+
+/// Registers that are added in f32 before the sum goes to f64: the rounding of as few additions stays within a few 1e-7.
+const RUN: usize = 16;
 /// Links of a chain at most: every squaring doubles the relative error.
 const LONGEST: usize = 3;
 /// Its square is the smallest that is no subnormal number, which many processors are slow at.
@@ -36,115 +36,83 @@ impl Chain {
         chains
     }
 
-    /// Writes log sum exp((z - maximum) / T) to each column of the chain, and returns the smallest logit. NaN where a logit is NaN; the smallest passes
-    /// over it.
+    /// Writes log sum exp((z - maximum) / T) to each column of the chain. Every logit is finite.
     #[inline(always)]
-    pub(super) fn log_z<const FMA: bool>(&self, logits: &[f32], maximum: f32, log_z: &mut [f32]) -> f32 {
-        let (sums, minimum) = match self.columns.len() {
-            1 => padded(sums::<1, FMA>(logits, maximum, self.inverse)),
-            2 => padded(sums::<2, FMA>(logits, maximum, self.inverse)),
-            _ => sums::<LONGEST, FMA>(logits, maximum, self.inverse),
-        };
-        for (column, sum) in self.columns.iter().zip(sums) {
-            log_z[*column] = sum.ln() as f32;
+    pub(super) fn log_z<L: Lanes>(&self, logits: &[f32], maximum: f32, log_z: &mut [f32]) {
+        let mut totals = [0f64; LONGEST];
+        match self.columns.len() {
+            1 => sums::<L, 1>(logits, maximum, self.inverse, &mut totals),
+            2 => sums::<L, 2>(logits, maximum, self.inverse, &mut totals),
+            _ => sums::<L, LONGEST>(logits, maximum, self.inverse, &mut totals),
         }
-        minimum
-    }
-}
-
-fn padded<const LINKS: usize>((sums, minimum): ([f64; LINKS], f32)) -> ([f64; LONGEST], f32) {
-    (std::array::from_fn(|link| sums.get(link).copied().unwrap_or_default()), minimum)
-}
-
-/// The sums of a chain, and the smallest logit.
-#[inline(always)]
-fn sums<const LINKS: usize, const FMA: bool>(logits: &[f32], maximum: f32, inverse: f32) -> ([f64; LINKS], f32) {
-    let mut totals = [[0f64; LANES]; LINKS];
-    let mut low = [maximum; LANES];
-    for run in logits.chunks(RUN) {
-        let mut partial = [[0f32; LANES]; LINKS];
-        let (chunks, rest) = run.as_chunks::<LANES>();
-        for chunk in chunks {
-            add::<LINKS, FMA>(chunk, maximum, inverse, &mut partial);
-            for lane in 0..LANES {
-                low[lane] = smaller(chunk[lane], low[lane]);
-            }
-        }
-        for link in 0..LINKS {
-            for lane in 0..LANES {
-                totals[link][lane] += f64::from(partial[link][lane]);
-            }
-        }
-        for logit in rest {
-            let mut term = exp::<FMA>((logit - maximum) * inverse);
-            for total in &mut totals {
-                total[0] += f64::from(term);
-                term = square(term);
-            }
-            low[0] = smaller(*logit, low[0]);
-        }
-    }
-    (totals.map(|lanes| lanes.iter().sum()), low.into_iter().fold(maximum, f32::min))
-}
-
-#[inline(always)]
-fn add<const LINKS: usize, const FMA: bool>(chunk: &[f32; LANES], maximum: f32, inverse: f32, partial: &mut [[f32; LANES]; LINKS]) {
-    let mut terms = [0f32; LANES];
-    for lane in 0..LANES {
-        terms[lane] = exp::<FMA>((chunk[lane] - maximum) * inverse);
-    }
-    for (link, sums) in partial.iter_mut().enumerate() {
-        for lane in 0..LANES {
-            sums[lane] += terms[lane];
-            if link + 1 < LINKS {
-                terms[lane] = square(terms[lane]);
-            }
+        for (column, total) in self.columns.iter().zip(totals) {
+            log_z[*column] = total.ln() as f32;
         }
     }
 }
 
-/// As the processor's own instruction does it: `b` where one is NaN.
+/// Adds the sums of a chain's first `LINKS` temperatures to `totals`.
 #[inline(always)]
-fn smaller(a: f32, b: f32) -> f32 {
-    if a < b { a } else { b }
+fn sums<L: Lanes, const LINKS: usize>(logits: &[f32], maximum: f32, inverse: f32, totals: &mut [f64; LONGEST]) {
+    let (shift, scale) = (L::splat(maximum), L::splat(inverse));
+    let whole = logits.len() / L::COUNT * L::COUNT;
+    for run in logits[..whole].chunks(RUN * L::COUNT) {
+        let mut partial = [L::splat(0.0); LONGEST];
+        for lanes in run.chunks_exact(L::COUNT) {
+            let term = exp(L::load(lanes).sub(shift).mul(scale));
+            partial[0] = partial[0].add(term);
+            // Spelled out: as a loop over the links, the sums would live in memory rather than in registers.
+            if LINKS > 1 {
+                let term = square(term);
+                partial[1] = partial[1].add(term);
+                if LINKS > 2 {
+                    partial[2] = partial[2].add(square(term));
+                }
+            }
+        }
+        for (total, partial) in totals[..LINKS].iter_mut().zip(partial) {
+            *total += f64::from(partial.sum());
+        }
+    }
+    for logit in &logits[whole..] {
+        let mut term = (f64::from(logit - maximum) * f64::from(inverse)).exp();
+        for total in &mut totals[..LINKS] {
+            *total += term;
+            term *= term;
+        }
+    }
 }
 
 #[inline(always)]
-fn square(term: f32) -> f32 {
-    let term = if term < SMALLEST_SQUARED { SMALLEST_SQUARED } else { term };
-    term * term
+fn square<L: Lanes>(term: L) -> L {
+    let term = term.larger(L::splat(SMALLEST_SQUARED));
+    term.mul(term)
 }
 
-#[inline(always)]
-fn multiply_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
-    // Without the instruction `mul_add` would be a call per number.
-    if FMA { a.mul_add(b, c) } else { a * b + c }
-}
-
-/// exp(x) for x <= 0 to about 1e-7 relative; below -87 that of -87, which no sum of a row notices; NaN stays NaN.
+/// exp(x) for x <= 0 to about 1e-7 relative; below -87 that of -87, which no sum of a row notices.
 ///
 /// exp(x) = 2^n exp(f) with n = round(x / ln 2) and |f| <= ln 2 / 2, ln 2 subtracted in two parts of which the first times n is exact;
 /// exp(f) by the degree-6 minimax polynomial of the Cephes library (Moshier 1989).
 #[inline(always)]
-fn exp<const FMA: bool>(x: f32) -> f32 {
-    // Written so that a NaN fails the comparison and passes.
-    let x = if x < -87.0 { -87.0 } else { x };
+fn exp<L: Lanes>(x: L) -> L {
+    let x = x.larger(L::splat(-87.0));
     // Adding 1.5 * 2^23 leaves no room for a fraction, and the integer n in the low bits of the mantissa: no conversion is needed.
-    let rounder = 12_582_912.0f32;
-    let shifted = multiply_add::<FMA>(x, std::f32::consts::LOG2_E, rounder);
-    let n = shifted - rounder;
-    let f = multiply_add::<FMA>(n, -0.693_359_4, x);
-    let f = multiply_add::<FMA>(n, 2.121_944_4e-4, f);
-    let mut p = 1.987_569_1e-4f32;
+    let rounder = L::splat(12_582_912.0);
+    let shifted = x.mul_add(L::splat(std::f32::consts::LOG2_E), rounder);
+    let n = shifted.sub(rounder);
+    let f = n.mul_add(L::splat(-0.693_359_4), x);
+    let f = n.mul_add(L::splat(2.121_944_4e-4), f);
+    let mut p = L::splat(1.987_569_1e-4);
     for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
-        p = multiply_add::<FMA>(p, f, coefficient);
+        p = p.mul_add(f, L::splat(coefficient));
     }
-    let p = multiply_add::<FMA>(p * f, f, f + 1.0);
-    p * f32::from_bits(shifted.to_bits().wrapping_add(127) << 23)
+    let p = p.mul(f).mul_add(f, f.add(L::splat(1.0)));
+    p.mul(shifted.power_of_two())
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::lanes::Portable;
     use super::*;
 
     #[test]
@@ -161,12 +129,10 @@ mod tests {
         for step in 0..=87_000 {
             let x = -(step as f32) / 1000.0;
             let expected = f64::from(x).exp();
-            for value in [exp::<false>(x), exp::<true>(x)] {
-                let error = (f64::from(value) - expected).abs() / expected;
-                assert!(error < 3e-7, "exp({x}) is {value}, not {expected}: relative error {error:e}");
-            }
+            let value = exp(Portable::splat(x)).largest();
+            let error = (f64::from(value) - expected).abs() / expected;
+            assert!(error < 3e-7, "exp({x}) is {value}, not {expected}: relative error {error:e}");
         }
-        assert!(exp::<false>(f32::NAN).is_nan() && exp::<true>(f32::NAN).is_nan());
-        assert!(exp::<true>(f32::NEG_INFINITY) < 1e-37);
+        assert!(exp(Portable::splat(f32::MIN)).largest() < 1e-37);
     }
 }

@@ -1,9 +1,7 @@
 //! The k largest of a row, exactly.
 
 use super::Scratch;
-
-/// Lanes of the loops: one AVX-512 register, two of AVX2.
-const LANES: usize = 16;
+use super::lanes::Lanes;
 
 /// A logit and its id as one number whose order is the stored order: larger logits are larger, then smaller ids are larger.
 #[inline(always)]
@@ -21,17 +19,17 @@ pub(super) fn id_of(key: u64) -> u32 {
     !(key as u32)
 }
 
-/// Leaves the keys of the `k` largest, descending, in `scratch.candidates`; returns the largest logit (NaN passed over).
+/// Leaves the keys of the `k` largest, descending, in `scratch.candidates`, and returns the largest logit; nothing where a logit is not finite.
 #[inline(always)]
-pub(super) fn largest(logits: &[f32], k: usize, scratch: &mut Scratch) -> f32 {
+pub(super) fn largest<L: Lanes>(logits: &[f32], k: usize, scratch: &mut Scratch) -> Option<f32> {
     // The bound needs k blocks; twice as many keep it tight. Smaller blocks cost more reductions, but far less than collecting a whole row.
-    if logits.len() / 64 >= 2 * k { by_blocks::<64>(logits, k, scratch) } else { by_blocks::<16>(logits, k, scratch) }
+    if logits.len() / 64 >= 2 * k { by_blocks::<L, 64>(logits, k, scratch) } else { by_blocks::<L, 16>(logits, k, scratch) }
 }
 
 #[inline(always)]
-fn by_blocks<const BLOCK: usize>(logits: &[f32], k: usize, scratch: &mut Scratch) -> f32 {
+fn by_blocks<L: Lanes, const BLOCK: usize>(logits: &[f32], k: usize, scratch: &mut Scratch) -> Option<f32> {
     let Scratch { maxima, ranking, candidates } = scratch;
-    let maximum = block_maxima::<BLOCK>(logits, maxima);
+    let maximum = block_maxima::<L, BLOCK>(logits, maxima)?;
     let threshold = if maxima.len() > k {
         ranking.clone_from(maxima);
         *ranking.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1
@@ -39,76 +37,61 @@ fn by_blocks<const BLOCK: usize>(logits: &[f32], k: usize, scratch: &mut Scratch
         f32::NEG_INFINITY
     };
     candidates.clear();
-    for (index, block) in logits.chunks(BLOCK).enumerate() {
+    let (blocks, rest) = logits.as_chunks::<BLOCK>();
+    for (index, block) in blocks.iter().enumerate() {
         if maxima[index] >= threshold {
-            collect(block, index * BLOCK, threshold, candidates);
+            collect::<L>(block, index * BLOCK, threshold, candidates);
         }
     }
-    // With a NaN in the row there may be too few; the row is refused then.
+    let first = logits.len() - rest.len();
+    for (offset, logit) in rest.iter().enumerate() {
+        if *logit >= threshold {
+            candidates.push(key(*logit, first + offset));
+        }
+    }
     if candidates.len() > k {
         candidates.select_nth_unstable_by(k - 1, |a, b| b.cmp(a));
         candidates.truncate(k);
     }
     candidates.sort_unstable_by(|a, b| b.cmp(a));
-    maximum
+    Some(maximum)
 }
 
-/// Fills `maxima` with the largest logit of every block (NaN passed over) and returns the largest of all.
+/// Fills `maxima` with the largest logit of every block, and returns the largest of all; nothing where a logit is not finite.
 #[inline(always)]
-fn block_maxima<const BLOCK: usize>(logits: &[f32], maxima: &mut Vec<f32>) -> f32 {
+fn block_maxima<L: Lanes, const BLOCK: usize>(logits: &[f32], maxima: &mut Vec<f32>) -> Option<f32> {
     let (blocks, rest) = logits.as_chunks::<BLOCK>();
     maxima.clear();
     maxima.resize(logits.len().div_ceil(BLOCK), f32::NEG_INFINITY);
+    // A finite number times 0 is 0; infinities and NaN give NaN, which stays in a sum. Two sums, so that one addition need not wait for the other.
+    let zero = L::splat(0.0);
+    let mut witnesses = [zero; 2];
     for (block, maximum) in blocks.iter().zip(&mut maxima[..]) {
-        let mut high = [f32::NEG_INFINITY; LANES];
-        for lanes in block.as_chunks::<LANES>().0 {
-            for lane in 0..LANES {
-                high[lane] = larger(lanes[lane], high[lane]);
-            }
+        let mut high = L::load(block);
+        witnesses[0] = high.mul_add(zero, witnesses[0]);
+        for start in (L::COUNT..BLOCK).step_by(L::COUNT) {
+            let lanes = L::load(&block[start..]);
+            let witness = &mut witnesses[start / L::COUNT % 2];
+            *witness = lanes.mul_add(zero, *witness);
+            high = lanes.larger(high);
         }
-        *maximum = largest_lane(high);
+        *maximum = high.largest();
     }
     if let ([_, ..], Some(maximum)) = (rest, maxima.last_mut()) {
-        for logit in rest {
-            *maximum = larger(*logit, *maximum);
-        }
+        *maximum = rest.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     }
-    let mut maximum = f32::NEG_INFINITY;
-    for high in &maxima[..] {
-        maximum = larger(*high, maximum);
-    }
-    maximum
+    let finite = witnesses[0].add(witnesses[1]).sum() == 0.0 && rest.iter().all(|logit| logit.is_finite());
+    finite.then(|| maxima.iter().copied().fold(f32::NEG_INFINITY, f32::max))
 }
 
 #[inline(always)]
-fn collect(block: &[f32], first: usize, threshold: f32, candidates: &mut Vec<u64>) {
-    for (lanes, chunk) in block.chunks(LANES).enumerate() {
-        let mut reached = 0u32;
-        for (lane, logit) in chunk.iter().enumerate() {
-            reached |= u32::from(*logit >= threshold) << lane;
-        }
+fn collect<L: Lanes>(block: &[f32], first: usize, threshold: f32, candidates: &mut Vec<u64>) {
+    for start in (0..block.len()).step_by(L::COUNT) {
+        let mut reached = L::load(&block[start..]).reaches(L::splat(threshold));
         while reached != 0 {
-            let lane = reached.trailing_zeros() as usize;
+            let index = start + reached.trailing_zeros() as usize;
             reached &= reached - 1;
-            candidates.push(key(chunk[lane], first + lanes * LANES + lane));
+            candidates.push(key(block[index], first + index));
         }
     }
-}
-
-/// As the processor's own instruction does it: `b` where one is NaN.
-#[inline(always)]
-fn larger(a: f32, b: f32) -> f32 {
-    if a > b { a } else { b }
-}
-
-#[inline(always)]
-fn largest_lane(mut lanes: [f32; LANES]) -> f32 {
-    let mut half = LANES / 2;
-    while half > 0 {
-        for lane in 0..half {
-            lanes[lane] = larger(lanes[lane], lanes[lane + half]);
-        }
-        half /= 2;
-    }
-    lanes[0]
 }

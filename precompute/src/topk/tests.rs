@@ -1,3 +1,5 @@
+//! The kernels against the plain reference, on rows that are hard.
+
 use super::*;
 use logitcache::seed::{Purpose, RandomStream};
 

@@ -213,12 +213,12 @@ impl Manifest {
         let mut differing = differing_values(&self.settings, &other.settings);
         let (stored, asked) = (&self.fingerprints, &other.fingerprints);
         let inputs = [
-            ("teacher", stored.teacher, asked.teacher),
-            ("tokenizer", stored.tokenizer, asked.tokenizer),
-            ("corpus", stored.corpus, asked.corpus),
+            ("content of the teacher", stored.teacher, asked.teacher),
+            ("content of the tokenizer", stored.tokenizer, asked.tokenizer),
+            ("content of the corpus", stored.corpus, asked.corpus),
         ];
         let named = |(name, stored, asked): (&str, Fingerprint, Fingerprint)| {
-            (stored != asked).then(|| (format!("content of the {name}"), format!("sha256 {stored}"), format!("sha256 {asked}")))
+            (stored != asked).then(|| (name.to_string(), format!("sha256 {stored}"), format!("sha256 {asked}")))
         };
         differing.extend(inputs.into_iter().filter_map(named));
         if differing.is_empty() {

@@ -300,6 +300,6 @@ mod tests {
         assert!(refused(|example| example.labels[0] = 17).contains("label 17"));
         assert!(refused(|example| example.labels[0] = -1).contains("label -1"));
         assert!(refused(|example| example.k = 18).contains("k = 18"));
-        assert!(refused(|example| drop(example.log_probabilities.pop())).contains("5 log-probabilities"));
+        assert!(refused(|example| example.log_probabilities.truncate(5)).contains("5 log-probabilities"));
     }
 }

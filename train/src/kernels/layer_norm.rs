@@ -210,13 +210,13 @@ mod tests {
             let plain = |x: &[Tensor], p: &[ParameterRef]| layer_norm(&x[0], &affines(p)[0], EPSILON);
             let added = |x: &[Tensor], p: &[ParameterRef]| add_layer_norm(&x[0], &x[1], &affines(p)[0], EPSILON);
             let wrapped: Vec<ParameterRef> = parameters.iter().map(|p| crate::kernels::Parameter::new("p", p).unwrap()).collect();
-            let y = numbers(&plain(&[x.clone()], &wrapped).unwrap());
+            let y = numbers(&plain(std::slice::from_ref(&x), &wrapped).unwrap());
             assert_close("layer norm", &y, &reference(&numbers(&x), &weight, &bias), 1e-12, 1e-12);
             let sum = (&x + &residual).unwrap();
             let y = numbers(&added(&[x.clone(), residual.clone()], &wrapped).unwrap());
             assert_close("add layer norm", &y, &reference(&numbers(&sum), &weight, &bias), 1e-12, 1e-12);
             if width > 1 {
-                Proof { inputs: &[x.clone()], parameters: &parameters, run: plain }.check();
+                Proof { inputs: std::slice::from_ref(&x), parameters: &parameters, run: plain }.check();
                 Proof { inputs: &[x, residual], parameters: &parameters, run: added }.check();
             }
         }

@@ -231,7 +231,7 @@ mod tests {
     fn a_run_that_stops_and_continues_is_the_same_run() {
         let start = Tensor::from_vec((0..40_000).map(|i| (i as f32 * 0.37).sin()).collect::<Vec<_>>(), (200, 200), &Device::Cpu).unwrap();
         let run = |stop_after: usize| {
-            let parameters = parameters(&[start.clone()]);
+            let parameters = parameters(std::slice::from_ref(&start));
             let mut optimiser = AdamW::new(AdamWSettings::default(), Moments::zeros(&parameters), &parameters).unwrap();
             for s in 0..4 {
                 if s == stop_after {

@@ -8,7 +8,7 @@
 //!
 //! No token types, no pooler, a decoder tied to the word embeddings. Rows of several sequences lie end to end; attention, positions and
 //! dropout look at the batch's offsets, so a sequence's result does not depend on its neighbours. Values come from [`init`], [`random`] or
-//! a saved directory, names and their order from [`layout`], the settings from [`config`].
+//! a saved directory, names and their order from [`layout()`], the settings from [`config`].
 
 mod attention;
 mod block;
@@ -46,7 +46,7 @@ pub struct Student {
 
 impl Student {
     /// Builds the student in `dtype` (`F32` to train, `F64` to prove gradients with), asking `source` for each parameter in the order of
-    /// [`layout`], one at a time.
+    /// [`layout()`], one at a time.
     ///
     /// # Errors
     /// Settings that [`StudentConfig::check`] refuses, whatever `source` returns, values of another number than the shape's.
@@ -69,7 +69,7 @@ impl Student {
         &self.config
     }
 
-    /// Every parameter in the order of [`layout`]; the tied decoder weight once.
+    /// Every parameter in the order of [`layout()`]; the tied decoder weight once.
     pub fn parameters(&self) -> &[ParameterRef] {
         &self.parameters
     }

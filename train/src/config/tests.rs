@@ -1,0 +1,110 @@
+//! What is refused, what is resolved.
+
+use super::*;
+use crate::small_cache::{SmallCache, arguments};
+
+fn check(cache: &Path, extra: &[&str]) -> Result<Config> {
+    Config::check(&arguments(cache, Path::new("out"), extra))
+}
+
+/// The refusal of a run on `cache`, whose exit code is `code`.
+fn refusal(cache: &SmallCache, extra: &[&str], code: u8) -> String {
+    let directory = tempfile::tempdir().unwrap();
+    let error = check(&cache.write(directory.path(), "cache"), extra).unwrap_err();
+    assert_eq!(error.exit_code(), code, "{error}");
+    error.to_string()
+}
+
+fn assert_names(refusal: &str, words: &[&str]) {
+    assert!(words.iter().all(|word| refusal.contains(word)), "not all of {words:?} in: {refusal}");
+}
+
+#[test]
+fn defaults_come_from_the_cache() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = check(&SmallCache::default().write(directory.path(), "cache"), &[]).unwrap();
+    assert_eq!((config.temperature, config.student.dim, config.student.n_heads, config.student.n_layers), (2.0, 16, 2, 1));
+    assert_eq!((config.duration, config.hidden_layers), (Duration::Epochs(3), vec![2]));
+    assert_eq!(config.settings["loss"], "ce=5,mlm=2,cos=1");
+    assert!(matches!(config.evaluation, EvaluationSource::HeldOut(share) if share == DEFAULT_EVAL_FRACTION));
+}
+
+#[test]
+fn settings_name_what_makes_a_run_another_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = SmallCache::default().write(directory.path(), "cache");
+    let settings = |extra: &[&str]| check(&cache, extra).unwrap().settings;
+    assert_eq!(settings(&[]), settings(&["--temperature", "2"]), "a default and the same value typed");
+    for extra in [&["--seed", "1"], &["--clip", "1"], &["--steps", "3"], &["--eval-fraction", "0"], &["--loss", "ce=1"]] {
+        assert_ne!(settings(&[]), settings(extra), "{extra:?}");
+    }
+}
+
+#[test]
+fn a_temperature_that_the_cache_lacks_is_refused() {
+    assert_names(
+        &refusal(&SmallCache::default(), &["--temperature", "4"], 2),
+        &["--temperature", "2, 1", "found 4", "precompute --temperature 4"],
+    );
+}
+
+#[test]
+fn a_cosine_part_needs_the_last_layer_and_the_same_width() {
+    let without = SmallCache { hidden_layers: vec![], ..SmallCache::default() };
+    assert_names(&refusal(&without, &[], 2), &["--loss", "no hidden states", "precompute --hidden-layers last"]);
+    let another = SmallCache { hidden_layers: vec![0, 1], ..SmallCache::default() };
+    assert_names(&refusal(&another, &[], 2), &["[0, 1]", "precompute --hidden-layers last"]);
+    assert_names(&refusal(&SmallCache::default(), &["--hidden-size", "8"], 2), &["--hidden-size 8", "the teacher's 16"]);
+    let directory = tempfile::tempdir().unwrap();
+    assert!(check(&without.write(directory.path(), "cache"), &["--loss", "ce=5,mlm=2", "--hidden-size", "8"]).is_ok());
+}
+
+#[test]
+fn flags_out_of_range_are_named() {
+    let cases: [(&[&str], &str); 11] = [
+        (&["--batch-tokens", "0"], "--batch-tokens"),
+        (&["--accumulate", "0"], "--accumulate"),
+        (&["--learning-rate", "nan"], "--learning-rate"),
+        (&["--warmup", "1.5"], "--warmup"),
+        (&["--clip", "0"], "--clip"),
+        (&["--dropout", "1"], "--dropout"),
+        (&["--heads", "3"], "--heads"),
+        (&["--epochs", "0"], "--epochs"),
+        (&["--eval-fraction", "1"], "--eval-fraction"),
+        (&["--eval-every", "0"], "--eval-every"),
+        (&["--device", "cuda"], "--device"),
+    ];
+    for (extra, flag) in cases {
+        assert_names(&refusal(&SmallCache::default(), extra, 2), &[flag]);
+    }
+}
+
+#[test]
+fn an_evaluation_cache_must_be_the_same_teachers_on_other_documents() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = SmallCache::default().write(directory.path(), "cache");
+    let with = |name: &str, other: SmallCache| {
+        let other = SmallCache { corpus: "held out", ..other }.write(directory.path(), name);
+        check(&cache, &["--eval-cache", &other.display().to_string()])
+    };
+    assert!(with("good", SmallCache::default()).is_ok());
+    let error = with("other", SmallCache { teacher: "another", ..SmallCache::default() }).unwrap_err();
+    assert_eq!(error.exit_code(), 1);
+    assert_names(&error.to_string(), &["other", "teacher", "training cache"]);
+    let same = check(&cache, &["--eval-cache", &cache.display().to_string()]).unwrap_err();
+    assert_names(&same.to_string(), &["--eval-cache", "--eval-fraction"]);
+}
+
+#[test]
+fn a_cache_without_its_tokenizer_or_manifest_is_refused_before_training() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = SmallCache::default().write(directory.path(), "cache");
+    std::fs::remove_file(cache.join("teacher/tokenizer.json")).unwrap();
+    assert_names(&check(&cache, &[]).unwrap_err().to_string(), &["tokenizer.json", "precompute"]);
+    assert_eq!(check(&directory.path().join("absent"), &[]).unwrap_err().exit_code(), 1);
+}
+
+#[test]
+fn a_missing_initial_file_is_named() {
+    assert_names(&refusal(&SmallCache::default(), &["--init-from", "nowhere.safetensors"], 1), &["nowhere.safetensors"]);
+}

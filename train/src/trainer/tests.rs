@@ -1,0 +1,133 @@
+//! Whole runs on a small cache, and the arithmetic of steps.
+
+use super::*;
+use crate::small_cache::{SmallCache, arguments};
+use logitcache::cache::reader::Cache;
+use std::path::Path;
+
+fn config(cache: &Path, out: &Path, extra: &[&str]) -> Config {
+    Config::check(&arguments(cache, out, extra)).unwrap()
+}
+
+fn gradients(config: &Config, step: &Step) -> (LossParts, Vec<(String, Vec<f32>)>) {
+    let student = crate::initial_student(config).unwrap();
+    let dropout = student.dropout_plan(config.seed, 0);
+    let passes = accumulate_gradients(&student, step, config.temperature, &config.weights, &dropout).unwrap();
+    let gradient = |values: &mut [f32]| values.to_vec();
+    let all = student.parameters().iter().map(|each| (each.name().to_owned(), each.with_gradient(gradient).unwrap()));
+    (passes.parts, all.collect())
+}
+
+#[test]
+fn splitting_a_step_does_not_change_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = SmallCache::default().write(directory.path(), "cache");
+    let first = |batch_tokens: &str, accumulate: &str| {
+        let extra = ["--batch-tokens", batch_tokens, "--accumulate", accumulate, "--dropout", "0.2"];
+        let config = config(&cache, Path::new("out"), &extra);
+        let step = epoch_steps(&config, 0).unwrap().next().unwrap().unwrap();
+        (step.micro_batches.len(), gradients(&config, &step))
+    };
+    let (one, (whole, whole_gradients)) = first("512", "1");
+    let (eight, (split, split_gradients)) = first("64", "8");
+    assert_eq!((one, eight), (1, 8));
+    let near = |a: f64, b: f64| (a - b).abs() <= 1e-5 * a.abs();
+    assert!(near(whole.ce, split.ce) && near(whole.mlm, split.mlm) && near(whole.cos, split.cos), "{whole:?} and {split:?}");
+    for ((name, whole), (_, split)) in whole_gradients.iter().zip(&split_gradients) {
+        let largest = whole.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+        let worst = whole.iter().zip(split).fold(0.0f32, |worst, (a, b)| worst.max((a - b).abs()));
+        // A key's bias shifts every score of a softmax alike: its gradient is zero but for rounding.
+        assert!(largest > 0.0 && worst <= 2e-5 * largest.max(1e-3), "{name}: {worst} of {largest}");
+    }
+}
+
+#[test]
+fn the_plan_counts_the_steps_that_the_stream_gives() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = SmallCache { passes: 2, ..SmallCache::default() }.write(directory.path(), "cache");
+    let cases: [&[&str]; 3] = [&["--eval-fraction", "0.1"], &["--eval-fraction", "0"], &["--eval-fraction", "0.1", "--accumulate", "3"]];
+    for extra in cases {
+        let config = config(&cache, Path::new("out"), extra);
+        let plan = plan(&config).unwrap();
+        for epoch in 0..3 {
+            let steps: Vec<Step> = epoch_steps(&config, epoch).unwrap().map(|step| step.unwrap()).collect();
+            assert_eq!(steps.len() as u64, plan.steps_per_epoch, "{extra:?}");
+            assert_eq!(steps.iter().map(Step::sequences).sum::<usize>() as u64, plan.rows);
+            assert_eq!(steps.iter().map(|step| step.normalisers().tokens).sum::<usize>() as u64, plan.tokens);
+        }
+    }
+    let config = config(&cache, Path::new("out"), &["--eval-fraction", "0.000001"]);
+    assert_eq!(super::plan(&config).unwrap_err().exit_code(), 2, "nothing held out");
+}
+
+#[test]
+fn a_student_learns_is_reused_and_is_not_written_over() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = SmallCache { rows_per_shard: 60, ..SmallCache::default() }.write(directory.path(), "cache");
+    let out = directory.path().join("student");
+    let extra = ["--steps", "150", "--learning-rate", "1e-2", "--dropout", "0", "--eval-fraction", "0.1", "--clip", "100"];
+    let config = config(&cache, &out, &extra);
+    let table = crate::run(&config, &StopSignal::default()).unwrap();
+    assert!(table.contains("student-teacher top-1 agreement"), "{table}");
+    let lines: Vec<Line> = std::fs::read_to_string(out.join(crate::metrics::METRICS_FILE))
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let losses: Vec<f64> = lines.iter().filter_map(|line| if let Line::Step(step) = line { Some(step.loss) } else { None }).collect();
+    assert_eq!(losses.len(), 15, "one line for ten steps");
+    assert!(losses[14] < 0.5 * losses[0], "{losses:?}");
+    let summary = crate::summary::Summary::read(&out).unwrap();
+    let (first, last) = (summary.first_evaluation.unwrap(), summary.evaluation.unwrap());
+    assert!(last.student_teacher_top1 > first.student_teacher_top1 + 0.2, "{first:?}, then {last:?}");
+    assert!(last.kl_nats < 0.5 * first.kl_nats, "{first:?}, then {last:?}");
+    assert_eq!(last.teacher_gold_top1, 1.0, "this teacher knows");
+    assert!(out.join("model.safetensors").is_file() && out.join("tokenizer.json").is_file() && out.join("curves.svg").is_file());
+    let again = crate::run(&config, &StopSignal::default()).unwrap();
+    assert!(again.contains("already holds the finished student") && again.contains(&table), "{again}");
+    let other = super::tests::config(&cache, &out, &["--steps", "3"]);
+    let error = crate::run(&other, &StopSignal::default()).unwrap_err();
+    assert_eq!(error.exit_code(), 2);
+    assert!(error.to_string().contains("--steps was 150, now 3"), "{error}");
+}
+
+#[test]
+fn a_signal_ends_the_run_with_the_student_so_far() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = SmallCache::default().write(directory.path(), "cache");
+    let out = directory.path().join("student");
+    let config = config(&cache, &out, &["--steps", "2", "--eval-fraction", "0"]);
+    let stop = StopSignal::default();
+    stop.place().store(2, Ordering::Relaxed);
+    let error = crate::run(&config, &stop).unwrap_err();
+    assert_eq!(error.exit_code(), 130);
+    assert!(error.to_string().contains("after step 0 of 2"), "{error}");
+    assert!(out.join("model.safetensors").is_file());
+    let table = crate::run(&config, &StopSignal::default()).unwrap();
+    assert!(table.contains("nothing was held out"), "trained from the start, without evaluation: {table}");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_student() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = SmallCache::default().write(directory.path(), "cache");
+    let weights = |name: &str, seed: &str| {
+        let out = directory.path().join(name);
+        crate::run(&config(&cache, &out, &["--steps", "3", "--eval-fraction", "0.1", "--seed", seed]), &StopSignal::default()).unwrap();
+        std::fs::read(out.join("model.safetensors")).unwrap()
+    };
+    let first = weights("a", "7");
+    assert!(first == weights("b", "7"), "byte for byte");
+    assert!(first != weights("c", "8"));
+}
+
+#[test]
+fn an_evaluation_cache_is_read_whole() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = SmallCache::default().write(directory.path(), "cache");
+    let other = SmallCache { corpus: "held out", hidden_layers: vec![], ..SmallCache::default() }.write(directory.path(), "evaluation");
+    let config = config(&cache, Path::new("out"), &["--eval-cache", &other.display().to_string()]);
+    let found = evaluate(&config, &crate::initial_student(&config).unwrap()).unwrap().unwrap();
+    let masked: u64 = Cache::open(&other).unwrap().manifest().shards.iter().map(|shard| shard.masked).sum();
+    assert_eq!((found.sequences, found.masked_positions), (100, masked));
+}
