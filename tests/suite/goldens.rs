@@ -54,7 +54,8 @@ impl Golden {
 fn close(what: &str, found: &[f64], expected: &[f64], relative: f64, absolute: f64) {
     assert_eq!(found.len(), expected.len(), "{what}: another number of values");
     let limit = |expected: f64| absolute + relative * expected.abs();
-    let off = |(found, expected): (&f64, &f64)| !((found - expected).abs() <= limit(*expected));
+    // Anything but a finite difference within the limit is off, a NaN too.
+    let off = |(found, expected): (&f64, &f64)| (found - expected).is_nan() || (found - expected).abs() > limit(*expected);
     let wrong: Vec<String> = (0..found.len())
         .filter(|i| off((&found[*i], &expected[*i])))
         .map(|i| format!("  [{i}] found {}, expected {} (limit {:.1e})", found[i], expected[i], limit(expected[i])))
@@ -92,7 +93,7 @@ fn the_teachers_answers_are_those_of_transformers() {
         for (row, pair) in offsets.windows(2).enumerate() {
             for position in asked.iter().filter(|position| (pair[0]..pair[1]).contains(*position)) {
                 let logits = answer.logits(row, (position - pair[0]) as usize);
-                topk.append(&logits, &mut targets).expect("finite logits");
+                topk.append(logits, &mut targets).expect("finite logits");
             }
             for (layer, states) in hidden.iter_mut().enumerate() {
                 let own = &answer.hidden(layer, row)[..(pair[1] - pair[0]) as usize * 256];

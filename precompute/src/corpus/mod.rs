@@ -3,7 +3,7 @@
 //! - [`listing`]: which files, in which order.
 //! - [`compression`]: their bytes, decompressed as they are read.
 //! - [`lines`]: numbered UTF-8 lines of bounded length.
-//! - [`text`], [`jsonl`]: documents from lines.
+//! - `text`, `jsonl`: documents from lines.
 //!
 //! Memory holds one line (or block) and two buffers, however large the corpus is.
 
