@@ -12,7 +12,7 @@ SEED ?= 0
 RUNTIME = $(abspath $(firstword $(wildcard $(TARGET)/onnxruntime/libonnxruntime.*)))
 
 .DEFAULT_GOAL := help
-.PHONY: help build onnxruntime demo test test-transformers lint clean
+.PHONY: help build onnxruntime demo test test-transformers bench lint clean
 .DELETE_ON_ERROR:
 
 help: ## list these commands
@@ -50,6 +50,11 @@ $(TRANSFORMERS)/student:
 	$(BIN)/precompute --quiet --teacher data/teacher --corpus data/corpus/heldout.txt --out $@-cache
 	$(BIN)/train --quiet --cache $@-cache --out $@ --init-from data/teacher/model.safetensors --layers 6 --steps 8
 	$(CARGO) run --quiet --release --locked --package train --example student_logits -- $@ $@-cache 16 $(TRANSFORMERS)/logits.safetensors
+
+bench: build ## measure the top-k, a training step, and the memory of training on the demo's two caches
+	$(CARGO) bench --locked --package precompute --bench topk
+	$(CARGO) bench --locked --package train --bench kernels -- demo 10
+	$(CARGO) bench --locked --package train --bench memory
 
 lint: ## formatting, clippy and documentation, warnings as errors
 	$(CARGO) fmt --all --check

@@ -94,25 +94,3 @@ fn the_widest_kernel_the_processor_has_is_taken() {
     assert_eq!(TopK::new(1, &[1.0]).kernel, first);
     assert!(Kernel::available().any(|kernel| kernel == Kernel::Portable));
 }
-
-/// Speed, for people: `cargo test --release -p precompute --lib topk -- --ignored --nocapture`.
-#[test]
-#[ignore = "a measurement, not a check"]
-fn speed() {
-    let (rows, vocabulary) = (1024, 30_522);
-    let logits = random(rows * vocabulary, 1, |s| (s.normal() * 2.0) as f32);
-    for kernel in Kernel::available() {
-        for temperatures in [&[2.0, 1.0][..], &[1.0]] {
-            let mut top_k = TopK::with_kernel(kernel, 64, temperatures);
-            let times = (0..5).map(|_| {
-                let mut targets = Targets::default();
-                let start = std::time::Instant::now();
-                logits.chunks_exact(vocabulary).for_each(|row| top_k.append(row, &mut targets).unwrap());
-                start.elapsed().as_secs_f64()
-            });
-            let best = times.fold(f64::INFINITY, f64::min);
-            let rate = (logits.len() * 4) as f64 / best / 1e9;
-            println!("{kernel:?}, T = {temperatures:?}: {:.1} ms for {rows} rows of {vocabulary}, k = 64: {rate:.2} GB/s", best * 1e3);
-        }
-    }
-}

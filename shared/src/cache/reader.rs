@@ -14,7 +14,6 @@ use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -273,18 +272,6 @@ impl OpenFile {
     fn refuse(&self, (field, expected, found): Mismatch) -> Error {
         let field = if self.metadata.schema().column_with_name(&field).is_some() { format!("column {field}") } else { field };
         Error::data(&self.path, field, expected, found, RESTORE)
-    }
-}
-
-/// The Parquet crate's work on bytes from a file. Its decoders index past their ends on some malformed pages; a panic in there is the file's
-/// fault and becomes its error.
-fn guarded<T>(work: impl FnOnce() -> parquet::errors::Result<T>) -> std::result::Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(result) => result.map_err(|error| error.to_string()),
-        Err(panic) => {
-            let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-            Err(format!("malformed pages ({})", text.unwrap_or("the decoder gave up")))
-        }
     }
 }
 

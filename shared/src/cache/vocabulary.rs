@@ -1,12 +1,13 @@
 //! `vocabulary.parquet`: the tokens by id, so that any Parquet tool turns ids into text.
 
+use crate::cache::guard::guarded;
 use crate::cache::schema::{RESTORE, base_properties, id_type};
 use crate::cache::writer::write_parquet;
 use crate::error::{Error, Result};
 use arrow_array::cast::AsArray;
 use arrow_array::{Array, ArrayRef, RecordBatch, StringArray, UInt16Array, UInt32Array};
 use arrow_schema::{DataType, Field, Schema};
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
@@ -42,10 +43,12 @@ pub(super) fn read_vocabulary(directory: &Path, vocabulary_size: usize) -> Resul
     let path = directory.join(FILE);
     let refuse = |field: &str, expected: String, found: String| Error::data(&path, field, expected, found, RESTORE);
     let file = File::open(&path).map_err(Error::io("open", &path))?;
-    let unreadable = |error: parquet::errors::ParquetError| refuse("file", "a Parquet file".to_string(), error.to_string());
-    let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(unreadable)?;
+    // An Arrow schema that another writer embedded must not change what the columns are taken for.
+    let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
+    let metadata = guarded(|| ArrowReaderMetadata::load(&file, options))
+        .map_err(|found| refuse("footer", "a Parquet file".to_string(), found))?;
     for (i, expected) in schema(DataType::Utf8).fields().iter().enumerate() {
-        let found = builder
+        let found = metadata
             .schema()
             .fields()
             .get(i)
@@ -55,9 +58,13 @@ pub(super) fn read_vocabulary(directory: &Path, vocabulary_size: usize) -> Resul
             return Err(refuse(expected.name(), format!("column {i} of type {accepted:?}"), found));
         }
     }
+    let batches = guarded(|| {
+        let batches = ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata).build()?;
+        Ok(batches.collect::<std::result::Result<Vec<RecordBatch>, _>>()?)
+    })
+    .map_err(|found| refuse("file", "columns that decode".to_string(), found))?;
     let mut tokens: Vec<String> = Vec::new();
-    for batch in builder.build().map_err(unreadable)? {
-        let batch = batch.map_err(|error| refuse("file", "readable columns".to_string(), error.to_string()))?;
+    for batch in batches {
         tokens.extend(batch.column(1).as_string::<i32>().iter().map(|token| token.unwrap_or_default().to_string()));
         check_ids(batch.column(0), tokens.len() - batch.num_rows()).map_err(|(expected, found)| refuse("id", expected, found))?;
     }
