@@ -24,6 +24,7 @@ use tempfile::TempDir;
 
 const LOGITS: &str = "logits-00000.parquet";
 const HIDDEN: &str = "hidden-00000.parquet";
+const VOCABULARY: &str = "vocabulary.parquet";
 const SHAPE: Shape = Shape { longest: 12, share_asked: 0.7 };
 
 fn cache() -> TempDir {
@@ -302,6 +303,41 @@ fn flipped_bytes_under_a_matching_checksum_never_panic() {
         fs::write(&path, bytes).unwrap();
         adopt(directory.path(), name);
     }
+}
+
+#[test]
+fn a_vocabulary_that_is_none() {
+    let directory = cache();
+    let (cache, path) = (Cache::open(directory.path()).unwrap(), directory.path().join(VOCABULARY));
+    assert_eq!(cache.vocabulary().unwrap()[590], "token 590");
+    let bytes = fs::read(&path).unwrap();
+    for length in [0, 4, bytes.len() / 2, bytes.len() - 1] {
+        fs::write(&path, &bytes[..length]).unwrap();
+        assert_refused(cache.vocabulary(), &[VOCABULARY, "a Parquet file"]);
+    }
+    fs::copy(directory.path().join(LOGITS), &path).unwrap();
+    assert_refused(cache.vocabulary(), &[VOCABULARY, "id", "sequence_id UInt64"]);
+}
+
+/// No checksum vouches for this file, so a flipped bit may change a token; it must not bring the reader down.
+#[test]
+fn flipped_bytes_of_the_vocabulary_never_panic() {
+    let directory = cache();
+    let (cache, path) = (Cache::open(directory.path()).unwrap(), directory.path().join(VOCABULARY));
+    let bytes = fs::read(&path).unwrap();
+    let mut refused = 0;
+    for at in 0..bytes.len() {
+        for bits in [0x01, 0x80, 0xff] {
+            let mut flipped = bytes.clone();
+            flipped[at] ^= bits;
+            fs::write(&path, flipped).unwrap();
+            if let Err(error) = cache.vocabulary() {
+                assert!(error.to_string().contains(VOCABULARY), "{error}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 0);
 }
 
 #[test]

@@ -107,3 +107,14 @@ proptest! {
         assert_round_trip(&spec, &[written]);
     }
 }
+
+#[test]
+fn a_logit_below_float16_becomes_its_lowest_value() {
+    let spec = TargetSpec::try_from(unchecked()).unwrap();
+    let mut written = records(&spec, Shape { longest: 4, share_asked: 1.0 }, 0, 0, 2, 3);
+    written[1].top_logits[2..4].copy_from_slice(&[-70_000.0, f32::MIN]);
+    let directory = tempfile::tempdir().unwrap();
+    write_cache(directory.path(), &spec, "run", &[written]);
+    let read = read_all(&Cache::open(directory.path()).unwrap(), &Projection::default());
+    assert_eq!(read[0][1].top_logits[2..4], [-65_504.0; 2]);
+}

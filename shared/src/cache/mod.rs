@@ -52,6 +52,7 @@
 
 mod decode;
 mod encode;
+mod guard;
 pub mod manifest;
 pub mod reader;
 pub mod record;

@@ -2,6 +2,7 @@
 //! as each file is first used, its checksum, its metadata, its schema, and at last its records.
 
 use crate::cache::decode::{self, Mismatch};
+use crate::cache::guard::guarded;
 use crate::cache::manifest::{FileEntry, MANIFEST_FILE, Manifest, ShardEntry};
 use crate::cache::record::Record;
 use crate::cache::schema::{Part, Promise, RESTORE, hidden_column};

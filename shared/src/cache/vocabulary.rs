@@ -45,8 +45,8 @@ pub(super) fn read_vocabulary(directory: &Path, vocabulary_size: usize) -> Resul
     let file = File::open(&path).map_err(Error::io("open", &path))?;
     // An Arrow schema that another writer embedded must not change what the columns are taken for.
     let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
-    let metadata = guarded(|| ArrowReaderMetadata::load(&file, options))
-        .map_err(|found| refuse("footer", "a Parquet file".to_string(), found))?;
+    let metadata =
+        guarded(|| ArrowReaderMetadata::load(&file, options)).map_err(|found| refuse("footer", "a Parquet file".to_string(), found))?;
     for (i, expected) in schema(DataType::Utf8).fields().iter().enumerate() {
         let found = metadata
             .schema()
