@@ -200,3 +200,15 @@ fn a_teacher_that_answers_nan_stops_the_run_naming_the_sequence() {
     let program = program.arg("--corpus").arg(corpus).arg("--out").arg(place.path("out")).args("--max-length 16");
     program.run().refused(1, &["sequence 0"]);
 }
+
+#[test]
+fn whole_words_need_a_tokenizer_that_splits_words() {
+    let place = Place::new();
+    let corpus = place.file("corpus.txt", b"a\n");
+    let tokenizer = LETTERS_TOKENIZER.replace(r#"{"type": "Whitespace"}"#, "null");
+    let tokenizer = place.file("tokenizer.json", tokenizer.as_bytes());
+    let program =
+        Program::precompute().arg("--teacher").arg(data("golden/onnx/bert/torchscript-17.onnx")).arg("--tokenizer").arg(tokenizer);
+    let program = program.arg("--corpus").arg(corpus).arg("--out").arg(place.path("out")).args("--max-length 16 --whole-word");
+    program.run().refused(2, &["--whole-word", "tokenizer.json"]);
+}

@@ -40,6 +40,10 @@ pub fn open(config: &Config) -> Result<(Inputs, Prepared)> {
     let corpus = Corpus::open(&config.corpus, options)?;
     let files = locate(&config.teacher, config.tokenizer.as_deref())?;
     let tokenizer = DocumentTokenizer::open(&files.tokenizer)?;
+    if config.whole_word && !tokenizer.splits_words() {
+        let found = format!("{}, which has no pre_tokenizer: a document would be one word", files.tokenizer.display());
+        return Err(Error::usage("--whole-word", "a tokenizer that splits text into words", found, "leave --whole-word out"));
+    }
     let prepared = prepare(&files, &config.hidden_layers, &config.hidden_tensors)?;
     let runtime = runtime::load(config.onnxruntime.as_deref())?;
     let hidden_tensors = prepared.hidden_tensors().clone();
