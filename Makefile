@@ -35,13 +35,17 @@ demo: build onnxruntime ## ask the demo teacher about 6,000 reactions, then dist
 test: build onnxruntime $(READERS)/ready ## run every test that needs no PyTorch (fetches 200 MB the first time)
 	ORT_DYLIB_PATH=$(RUNTIME) $(CARGO) test --release --locked --workspace
 
-test-transformers: build onnxruntime ## make the reference numbers anew and load students in transformers (fetches 3 GB the first time)
-	@test -e $(TRANSFORMERS)/ready || echo "This fetches about 3 GB of Python wheels (PyTorch with what it brings) into $(TRANSFORMERS)."
+test-transformers: announce build onnxruntime ## make the reference numbers anew and load students in transformers (fetches 3 GB the first time)
 	@$(MAKE) --no-print-directory $(TRANSFORMERS)/ready
 	$(TRANSFORMERS)/bin/python $(SCRIPTS)/make_golden.py --check
 	$(TRANSFORMERS)/bin/python $(SCRIPTS)/make_onnx_fixtures.py --check
 	$(MAKE) --no-print-directory $(TRANSFORMERS)/student
 	$(TRANSFORMERS)/bin/python tests/python/student_in_transformers.py $(TRANSFORMERS)/student $(TRANSFORMERS)/logits.safetensors
+
+# Said before anything is built or fetched.
+.PHONY: announce
+announce:
+	@test -e $(TRANSFORMERS)/ready || echo "This fetches about 3 GB of Python wheels (PyTorch with what it brings) into $(TRANSFORMERS)."
 
 # A student of a few steps and its own answers, for transformers to compare with; made anew each time.
 .PHONY: $(TRANSFORMERS)/student
