@@ -46,12 +46,17 @@ fn peak_of_training(cache: &Path) -> u64 {
     let mut child = started.unwrap_or_else(|error| panic!("cannot start {}: {error}; run `make build` first", program.display()));
     let status = format!("/proc/{}/status", child.id());
     let mut peak = 0;
-    while child.try_wait().expect("a child of ours can be waited for").is_none() {
+    let ended = loop {
+        if let Some(ended) = child.try_wait().expect("a child of ours can be waited for") {
+            break ended;
+        }
         let text = std::fs::read_to_string(&status).unwrap_or_default();
         let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
         peak = line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(peak);
         std::thread::sleep(Duration::from_millis(20));
-    }
+    };
+    // The peak of a run that was refused would say nothing.
+    assert!(ended.success(), "train on {} ended with {ended}", cache.display());
     // A directory of this bench's own; what is left of it costs nothing but space.
     let _ = std::fs::remove_dir_all(&out);
     peak

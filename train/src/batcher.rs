@@ -219,7 +219,7 @@ impl StepArithmetic {
     pub fn new(rows: u64, tokens: u64, tokens_per_step: u64, duration: Duration) -> Self {
         let steps_per_epoch = tokens.div_ceil(tokens_per_step);
         let steps = match duration {
-            Duration::Epochs(epochs) => epochs * steps_per_epoch,
+            Duration::Epochs(epochs) => epochs.saturating_mul(steps_per_epoch),
             Duration::Steps(steps) => steps,
         };
         Self { rows, tokens, tokens_per_step, steps_per_epoch, steps }
@@ -309,6 +309,12 @@ mod tests {
         let mut batch = Batch::empty(2);
         batch.push(&record(0, 5), &Targets::new(&spec(&[2.0, 1.0]), 1.0, true).unwrap());
         assert_eq!((batch.tokens(), batch.asked, batch.labels), (5, vec![1], vec![7]));
+    }
+
+    #[test]
+    fn more_epochs_than_can_be_counted_are_no_fewer_steps() {
+        assert_eq!(StepArithmetic::new(10, 100, 10, Duration::Epochs(3)).steps, 30);
+        assert_eq!(StepArithmetic::new(10, 100, 10, Duration::Epochs(u64::MAX)).steps, u64::MAX);
     }
 
     #[test]

@@ -25,7 +25,8 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("error: {error:#}");
+            // Where nobody can read the error, the exit code says it.
+            let _ = writeln!(std::io::stderr(), "error: {error:#}");
             let code = error.downcast_ref::<logitcache::error::Error>().map_or(1, logitcache::error::Error::exit_code);
             ExitCode::from(code)
         }

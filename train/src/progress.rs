@@ -2,7 +2,7 @@
 
 use crate::metrics::{EvaluationMetrics, StepMetrics};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 
 /// The progress of a run.
 pub struct Progress {
@@ -40,9 +40,10 @@ impl Progress {
 
     /// A logged line: the bar's text in a terminal, a line elsewhere.
     pub fn step(&self, line: &StepMetrics) {
+        // What a narrow terminal cuts off is the parts.
         let numbers = format!(
-            "loss {:.3} (ce {:.3}, mlm {:.3}, cos {:.3}), {:.0} tokens/s",
-            line.loss, line.ce_nats, line.mlm_nats, line.cos_distance, line.tokens_per_second
+            "{:.0} tokens/s, loss {:.3} (ce {:.3}, mlm {:.3}, cos {:.3})",
+            line.tokens_per_second, line.loss, line.ce_nats, line.mlm_nats, line.cos_distance
         );
         match &self.bar {
             Some(bar) => bar.set_message(numbers),
@@ -73,7 +74,8 @@ impl Progress {
     pub fn say(&self, line: &str) {
         match &self.bar {
             Some(bar) => bar.println(line),
-            None if !self.quiet => eprintln!("{line}"),
+            // A reader of these lines that has gone away must not end the training.
+            None if !self.quiet => drop(writeln!(std::io::stderr(), "{line}")),
             None => {}
         }
     }
@@ -82,5 +84,27 @@ impl Progress {
 impl Drop for Progress {
     fn drop(&mut self) {
         self.finish();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Set where the test below runs itself as a child.
+    const CHILD: &str = "TRAIN_PROGRESS_TEST_CHILD";
+
+    #[test]
+    fn a_line_that_nobody_reads_does_not_end_the_run() {
+        if std::env::var_os(CHILD).is_some() {
+            Progress::new(false).say("to a closed pipe");
+            return;
+        }
+        let (reader, closed) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", "progress::tests::a_line_that_nobody_reads_does_not_end_the_run", "--nocapture"]).env(CHILD, "1");
+        let ended = child.stderr(closed).stdout(std::process::Stdio::null()).status().unwrap();
+        assert!(ended.success(), "{ended}");
     }
 }

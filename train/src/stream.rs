@@ -97,7 +97,16 @@ impl RowStream {
     pub fn new(cache: &Cache, hidden_layers: &[u32], selection: Selection, order: Order) -> Result<Self> {
         let mut places = Vec::new();
         for shard in 0..cache.shards() {
-            places.extend((0..cache.shard(shard)?.row_groups()).map(|group| (shard, group)));
+            let reader = cache.shard(shard)?;
+            let mut next = reader.entry().first_sequence;
+            for group in 0..reader.row_groups() {
+                let mut sequences = next..next + reader.rows(group) as u64;
+                next = sequences.end;
+                // A group without any selected row need not be decoded.
+                if sequences.any(|sequence_id| selection.holds(sequence_id)) {
+                    places.push((shard, group));
+                }
+            }
         }
         let shuffled = match order {
             Order::Stored => None,
@@ -306,6 +315,23 @@ mod tests {
         let rows: Vec<bool> = stream.by_ref().map(|row| row.is_ok()).collect();
         assert_eq!(rows.iter().filter(|ok| !**ok).count(), 1, "one error");
         assert!(!rows[rows.len() - 1], "and nothing after it");
+    }
+
+    #[test]
+    fn a_group_without_a_selected_row_is_not_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = cache(&directory, 1);
+        let share =
+            (1..100).map(|percent| f64::from(percent) / 100.0).find(|share| (0..100).any(|id| Selection::HeldOut(*share).holds(id)));
+        let selection = Selection::HeldOut(share.unwrap());
+        let stream = RowStream::new(&cache, &[], selection, Order::Stored).unwrap();
+        let wanted: Vec<u64> = (0..100).filter(|id| selection.holds(*id)).collect();
+        let needed: BTreeSet<u64> = wanted.iter().map(|id| id / 25).collect();
+        assert!(needed.len() < 4, "every shard is needed for {wanted:?}");
+        for shard in (0..4).filter(|shard| !needed.contains(shard)) {
+            std::fs::remove_file(cache.directory().join(format!("logits-0000{shard}.parquet"))).unwrap();
+        }
+        assert_eq!(stream.map(|row| row.unwrap().sequence_id).collect::<Vec<_>>(), wanted);
     }
 
     #[test]

@@ -62,8 +62,9 @@ pub struct Outcome {
 /// Rows, tokens and steps of the run, exact. Where sequences are held out, the cache is read once to count them.
 ///
 /// # Errors
-/// [`Error::Usage`] where nothing is left to train or to measure on; a shard that cannot be read.
+/// [`Error::Usage`] where nothing is left to train or to measure on, or a step may be too short for a sequence; a shard that cannot be read.
 pub fn plan(config: &Config) -> Result<StepArithmetic> {
+    check_longest(config)?;
     let shards = &config.cache.manifest().shards;
     let mut rows: u64 = shards.iter().map(|shard| shard.logits.rows).sum();
     let mut tokens: u64 = shards.iter().map(|shard| shard.tokens).sum();
@@ -90,6 +91,15 @@ pub fn plan(config: &Config) -> Result<StepArithmetic> {
         ));
     }
     Ok(StepArithmetic::new(rows, tokens, config.batch_tokens * config.accumulate, config.duration))
+}
+
+/// A step must take the longest sequence. Where the cache says how long that may be, this is known before the first step.
+fn check_longest(config: &Config) -> Result<()> {
+    let longest = config.cache.manifest().settings.get("max-length").and_then(serde_json::Value::as_u64);
+    let tokens = config.batch_tokens * config.accumulate;
+    let Some(longest) = longest.filter(|longest| *longest > tokens) else { return Ok(()) };
+    let expected = format!("steps of at least {longest} tokens, the cache's --max-length");
+    Err(Error::usage("--batch-tokens", expected, format!("{tokens} tokens a step"), format!("use --batch-tokens {longest} or more")))
 }
 
 /// The rows of one epoch as steps, in the run's order.

@@ -131,3 +131,17 @@ fn an_evaluation_cache_is_read_whole() {
     let masked: u64 = Cache::open(&other).unwrap().manifest().shards.iter().map(|shard| shard.masked).sum();
     assert_eq!((found.sequences, found.masked_positions), (100, masked));
 }
+
+#[test]
+fn a_step_too_short_for_the_caches_sequences_is_refused_before_the_first() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = SmallCache::default().write(directory.path(), "cache");
+    let mut manifest = Cache::open(&cache).unwrap().manifest().clone();
+    manifest.settings.insert("max-length".into(), 300.into());
+    manifest.write(&cache).unwrap();
+    let plan = |accumulate: &str| super::plan(&config(&cache, Path::new("out"), &["--accumulate", accumulate, "--eval-fraction", "0"]));
+    let error = plan("2").unwrap_err();
+    assert_eq!(error.exit_code(), 2);
+    assert!(error.to_string().contains("at least 300 tokens") && error.to_string().contains("found 256"), "{error}");
+    assert!(plan("3").is_ok());
+}
