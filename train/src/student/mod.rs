@@ -19,6 +19,7 @@ pub mod init;
 pub mod layout;
 pub mod random;
 pub mod tensor_file;
+pub mod tensor_writer;
 
 use crate::batcher::Batch;
 use crate::kernels::{Affine, DropoutPlan, Packing, Parameter, ParameterRef};
