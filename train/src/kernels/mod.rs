@@ -10,7 +10,7 @@
 //! | `level` | AVX-512, AVX2 or portable code, chosen at run time |
 //! | `parameter` | values, gradient buffers |
 //! | `packing` | which rows belong to which sequence |
-//! | `embeddings` | word + position rows |
+//! | `embeddings` | sums of word, position and token-type rows |
 //! | `linear`, `gelu` | x W^T + b, alone or followed by GELU, or twice as a feed-forward block |
 //! | `attention`, `self_attention` | packed variable-length attention; the block with its four projections |
 //! | `layer_norm` | LayerNorm, with the residual added on the way |
@@ -30,6 +30,7 @@
 #[macro_use]
 pub mod level;
 
+pub mod activation;
 pub mod attention;
 pub mod cosine;
 pub mod dropout;
@@ -50,10 +51,11 @@ mod proof;
 pub mod self_attention;
 mod storage;
 
+pub use activation::Activation;
 pub use cosine::cosine_loss;
 pub use dropout::{DropoutPlan, DropoutSite, dropout};
 pub use element::Element;
-pub use embeddings::embeddings;
+pub use embeddings::{Lookup, embeddings};
 pub use gather_rows::gather_rows;
 pub use gelu::gelu;
 pub use head_loss::{HeadLoss, HeadTargets, head_loss};

@@ -14,23 +14,29 @@ mod attention;
 mod block;
 pub mod config;
 mod embeddings;
+pub mod family;
 mod heads;
 pub mod init;
 pub mod layout;
+pub mod names;
 pub mod random;
 pub mod tensor_file;
+pub mod tensor_source;
 
 use crate::batcher::Batch;
-use crate::kernels::{Affine, DropoutPlan, Packing, Parameter, ParameterRef};
+use crate::kernels::{Activation, Affine, DropoutPlan, Packing, Parameter, ParameterRef};
 use crate::loss::{LossParts, LossWeights, Normalisers};
 use candle_core::{DType, Device, Tensor};
 use logitcache::error::{Error, Result};
 use std::sync::Arc;
 
 pub use config::{Overrides, StudentConfig};
+pub use family::Family;
 pub use init::TeacherTensors;
 pub use layout::{ParameterSpec, layout};
+pub use names::{LayerPart, Role};
 pub use random::at_random;
+pub use tensor_source::TensorSource;
 
 /// Gives the first values of a parameter, row-major, as many as its shape has.
 pub type ValueSource<'a> = dyn FnMut(&ParameterSpec) -> Result<Vec<f32>> + 'a;
@@ -52,15 +58,18 @@ impl Student {
     /// Settings that [`StudentConfig::check`] refuses, whatever `source` returns, values of another number than the shape's.
     pub fn new(config: StudentConfig, dtype: DType, source: &mut ValueSource<'_>) -> Result<Self> {
         config.check()?;
+        if config.activation != Activation::Gelu {
+            return Err(Error::invalid("activation", "gelu", config.activation.name()));
+        }
         let mut parameters = Vec::new();
         for spec in layout(&config) {
             let values = source(&spec)?;
             parameters.push(parameter(&spec, values, dtype)?);
         }
-        let table = ParameterTable(&parameters);
-        let embeddings = embeddings::Embeddings::new(&table);
-        let blocks = (0..config.n_layers).map(|layer| block::Block::new(&table, layer, config.n_heads)).collect();
-        let head = heads::MaskedLmHead::new(&table);
+        let table = ParameterTable { family: config.family, parameters: &parameters };
+        let embeddings = embeddings::Embeddings::new(&table, &config);
+        let blocks = (0..config.num_hidden_layers).map(|layer| block::Block::new(&table, &config, layer)).collect();
+        let head = heads::MaskedLmHead::new(&table, &config);
         Ok(Self { config, parameters, embeddings, blocks, head })
     }
 
@@ -90,7 +99,7 @@ impl Student {
     /// Ids outside the vocabulary, a sequence longer than the position embeddings, offsets that do not fit the rows.
     pub fn forward_hidden(&self, batch: &Batch, dropout: &DropoutPlan) -> candle_core::Result<Tensor> {
         let packing = packing(batch)?;
-        self.encode(self.embeddings.forward(&batch.input_ids, &packing, dropout)?, &packing, dropout)
+        self.encode(self.embeddings.forward(batch, &packing, dropout)?, &packing, dropout)
     }
 
     /// The last hidden state `[tokens, dim]` without dropout and without keeping anything for a backward pass.
@@ -99,7 +108,7 @@ impl Student {
     /// As [`forward_hidden`](Self::forward_hidden).
     pub fn hidden_states(&self, batch: &Batch) -> candle_core::Result<Tensor> {
         let (packing, dropout) = (packing(batch)?, DropoutPlan::off());
-        self.encode(self.embeddings.forward(&batch.input_ids, &packing, &dropout)?.detach(), &packing, &dropout)
+        self.encode(self.embeddings.forward(batch, &packing, &dropout)?.detach(), &packing, &dropout)
     }
 
     /// Logits `[asked, vocabulary]` of the asked rows, without dropout and without keeping anything for a backward pass. They exist whole: the
@@ -148,16 +157,27 @@ fn parameter(spec: &ParameterSpec, values: Vec<f32>, dtype: DType) -> Result<Par
 }
 
 /// The parameters by name, for the parts that share them.
-struct ParameterTable<'a>(&'a [ParameterRef]);
+struct ParameterTable<'a> {
+    family: Family,
+    parameters: &'a [ParameterRef],
+}
 
 impl ParameterTable<'_> {
     fn get(&self, name: &str) -> ParameterRef {
-        let found = self.0.iter().find(|parameter| parameter.name() == name);
+        let found = self.parameters.iter().find(|parameter| parameter.name() == name);
         found.unwrap_or_else(|| panic!("the layout has no parameter {name}, which the student is built from")).clone()
     }
 
-    fn affine(&self, name: &str) -> Affine {
-        Affine { weight: self.get(&format!("{name}.weight")), bias: self.get(&format!("{name}.bias")) }
+    fn weight(&self, role: Role) -> ParameterRef {
+        self.get(&format!("{}.weight", role.name(self.family)))
+    }
+
+    fn bias(&self, role: Role) -> ParameterRef {
+        self.get(&format!("{}.bias", role.name(self.family)))
+    }
+
+    fn affine(&self, role: Role) -> Affine {
+        Affine { weight: self.weight(role), bias: self.bias(role) }
     }
 }
 

@@ -9,15 +9,17 @@ const TEMPERATURE: f64 = 2.0;
 fn config() -> StudentConfig {
     StudentConfig {
         vocab_size: 13,
-        dim: 8,
-        n_layers: 2,
-        n_heads: 2,
-        hidden_dim: 12,
+        hidden_size: 8,
+        embedding_size: 8,
+        num_hidden_layers: 2,
+        num_attention_heads: 2,
+        intermediate_size: 12,
         max_position_embeddings: 7,
         dropout: 0.1,
         attention_dropout: 0.1,
         initializer_range: 0.3,
         pad_token_id: Some(0),
+        ..StudentConfig::default()
     }
 }
 
@@ -39,7 +41,7 @@ fn batch(config: &StudentConfig) -> Batch {
     let mut batch = Batch { sequence_ids: vec![5, 9, 2], passes: vec![0, 1, 0], offsets, k, ..Default::default() };
     for row in 0..14u32 {
         batch.input_ids.push(stream.below(config.vocab_size) as u32);
-        batch.hidden.extend((0..config.dim).map(|_| stream.normal() as f32));
+        batch.hidden.extend((0..config.hidden_size).map(|_| stream.normal() as f32));
         if row % 5 == 3 {
             continue;
         }
@@ -64,6 +66,7 @@ fn part(batch: &Batch, sequences: std::ops::Range<usize>, dim: usize) -> Batch {
         passes: batch.passes[sequences.clone()].to_vec(),
         offsets: batch.offsets[sequences.start..=sequences.end].iter().map(|offset| offset - start).collect(),
         input_ids: batch.input_ids[start..end].to_vec(),
+        token_type_ids: vec![],
         asked: batch.asked[first..last].iter().map(|row| row - start as u32).collect(),
         k: batch.k,
         top_ids: batch.top_ids[first * batch.k..last * batch.k].to_vec(),
@@ -204,7 +207,7 @@ fn batches_that_cannot_be_run_are_errors() {
     let student = student(config(), DType::F32);
     let good = batch(student.config());
     let refused = |batch: Batch| student.logits(&batch).unwrap_err().to_string();
-    assert!(refused(Batch { input_ids: vec![13; 14], ..good.clone() }).contains("vocabulary of 13"));
+    assert!(refused(Batch { input_ids: vec![13; 14], ..good.clone() }).contains("of 13 rows"));
     let long = Batch { offsets: vec![0, 9, 11, 14], ..good.clone() };
     assert!(refused(long).contains("9 tokens for 7 positions"));
     assert!(refused(Batch { asked: vec![3, 14], ..good }).contains("row 14"));
@@ -281,13 +284,15 @@ mod reference {
 
     fn hidden(values: &Values<'_>, ids: &[u32]) -> Rows {
         let config = values.0.config();
-        let (words, places) = (values.get(layout::WORD_EMBEDDINGS), values.get(layout::POSITION_EMBEDDINGS));
-        let dim = config.dim;
+        let (words, places) =
+            (values.get("distilbert.embeddings.word_embeddings.weight"), values.get("distilbert.embeddings.position_embeddings.weight"));
+        let dim = config.hidden_size;
         let row = |(place, id): (usize, &u32)| (0..dim).map(|j| words[*id as usize * dim + j] + places[place * dim + j]).collect();
         let mut x: Rows = values.layer_norm("distilbert.embeddings.LayerNorm", &ids.iter().enumerate().map(row).collect());
-        for layer in 0..config.n_layers {
+        for layer in 0..config.num_hidden_layers {
             let prefix = format!("distilbert.transformer.layer.{layer}");
-            x = values.layer_norm(&format!("{prefix}.sa_layer_norm"), &plus(&x, &attention(values, &prefix, &x, config.n_heads)));
+            x = values
+                .layer_norm(&format!("{prefix}.sa_layer_norm"), &plus(&x, &attention(values, &prefix, &x, config.num_attention_heads)));
             let mut wide = values.linear(&format!("{prefix}.ffn.lin1"), &x);
             wide.iter_mut().flatten().for_each(|x| *x = gelu(*x));
             x = values.layer_norm(&format!("{prefix}.output_layer_norm"), &plus(&x, &values.linear(&format!("{prefix}.ffn.lin2"), &wide)));
@@ -302,6 +307,6 @@ mod reference {
         let mut transformed = values.linear("vocab_transform", &asked);
         transformed.iter_mut().flatten().for_each(|x| *x = gelu(*x));
         let transformed = values.layer_norm("vocab_layer_norm", &transformed);
-        times(&transformed, &values.get(layout::WORD_EMBEDDINGS), &values.get("vocab_projector.bias"))
+        times(&transformed, &values.get("distilbert.embeddings.word_embeddings.weight"), &values.get("vocab_projector.bias"))
     }
 }
