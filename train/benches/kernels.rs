@@ -220,9 +220,11 @@ fn kernels(shape: &Shape, repetitions: usize) -> Result<()> {
 
     let (square, inner, outer) = (affine(width, width), affine(shape.between, width), affine(width, shape.between));
     time("linear", repetitions, products(rows, width, width), || linear(&x, &square))?;
-    time("linear, GELU", repetitions, products(rows, width, width), || linear_gelu(&x, &square))?;
-    time("feed-forward", repetitions, 2.0 * products(rows, width, shape.between), || feed_forward(&x, &inner, &outer))?;
-    time("GELU", repetitions, 0.0, || gelu(&wide))?;
+    time("linear, GELU", repetitions, products(rows, width, width), || linear_activated(&x, &square, Activation::Gelu))?;
+    time("feed-forward", repetitions, 2.0 * products(rows, width, shape.between), || feed_forward(&x, &inner, &outer, Activation::Gelu))?;
+    for activation in Activation::ALL {
+        time(activation.name(), repetitions, 0.0, || activate(&wide, activation))?;
+    }
     let four = || AttentionParameters { query: square.clone(), key: square.clone(), value: square.clone(), output: square.clone() };
     let attention_operations = 4.0 * products(rows, width, width) + shape.attention_operations();
     for (name, plan) in [("self-attention", &plan), ("self-attention, no dropout", &DropoutPlan::off())] {

@@ -5,7 +5,7 @@ use super::attention::SelfAttention;
 use super::config::StudentConfig;
 use super::family::Family;
 use super::names::{LayerPart, Role};
-use crate::kernels::{Affine, DropoutPlan, DropoutSite, Packing, add_layer_norm, dropout, feed_forward};
+use crate::kernels::{Activation, Affine, DropoutPlan, DropoutSite, Packing, add_layer_norm, dropout, feed_forward};
 use candle_core::{Result, Tensor};
 use std::sync::Arc;
 
@@ -17,6 +17,7 @@ pub(super) struct Block {
     narrow: Affine,
     output_norm: Affine,
     family: Family,
+    activation: Activation,
     epsilon: f64,
 }
 
@@ -33,6 +34,7 @@ impl Block {
             narrow: part(LayerPart::Narrow),
             output_norm: part(LayerPart::OutputNorm),
             family: config.family,
+            activation: config.activation,
             epsilon: config.layer_norm_eps,
         }
     }
@@ -45,10 +47,38 @@ impl Block {
             attended = dropout(&attended, packing, plan, DropoutSite::AttentionOutput(self.layer))?;
         }
         let hidden = add_layer_norm(&attended, hidden, &self.attention_norm, self.epsilon)?;
-        let mut widened = feed_forward(&hidden, &self.widen, &self.narrow)?;
+        let mut widened = feed_forward(&hidden, &self.widen, &self.narrow, self.activation)?;
         if self.family != Family::Albert {
             widened = dropout(&widened, packing, plan, DropoutSite::FeedForward(self.layer))?;
         }
         add_layer_norm(&widened, &hidden, &self.output_norm, self.epsilon)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Student, StudentConfig, at_random};
+    use super::*;
+
+    #[test]
+    fn an_alberts_layers_share_their_parameters_but_not_their_dropout() {
+        let config = StudentConfig {
+            family: Family::Albert,
+            vocab_size: 5,
+            hidden_size: 4,
+            embedding_size: 2,
+            num_hidden_layers: 3,
+            num_attention_heads: 2,
+            intermediate_size: 6,
+            max_position_embeddings: 5,
+            type_vocab_size: 1,
+            ..StudentConfig::default()
+        };
+        let student = Student::new(config.clone(), candle_core::DType::F32, &mut |spec| Ok(at_random(&config, 1, spec))).unwrap();
+        for (layer, block) in student.blocks.iter().enumerate() {
+            assert!(Arc::ptr_eq(&block.widen.weight, &student.blocks[0].widen.weight));
+            assert_eq!(block.layer, layer as u32);
+        }
+        assert_eq!(student.blocks.len(), 3);
     }
 }

@@ -3,10 +3,10 @@
 //! Read from a teacher's or a student's `config.json` (either DistilBERT's key names or BERT's), with overrides; written as the
 //! `config.json` that `transformers` builds the family's masked language model from.
 
+use super::config_file::Keys;
 use super::family::Family;
 use crate::kernels::Activation;
 use logitcache::error::{Error, Result};
-use serde_json::{Map, Value, json};
 use std::path::Path;
 
 /// Added to a variance before its root is taken where nothing is said; DistilBERT has no setting for it.
@@ -236,146 +236,6 @@ impl StudentConfig {
     pub fn head_activation(&self) -> Activation {
         if self.family == Family::Roberta { Activation::Gelu } else { self.activation }
     }
-
-    /// The text of a `config.json` that `transformers` reads as the family's masked language model. Keys in alphabetical order.
-    pub fn to_json(&self) -> String {
-        let mut value = json!({
-            "architectures": [self.family.architecture()],
-            "dtype": "float32",
-            "initializer_range": self.initializer_range,
-            "max_position_embeddings": self.max_position_embeddings,
-            "model_type": self.family.name(),
-            "pad_token_id": self.pad_token_id,
-            "tie_word_embeddings": true,
-            "vocab_size": self.vocab_size,
-        });
-        let own = match self.family {
-            Family::DistilBert => json!({
-                "activation": self.activation.name(),
-                "attention_dropout": self.attention_dropout,
-                "dim": self.hidden_size,
-                "dropout": self.dropout,
-                "hidden_dim": self.intermediate_size,
-                "n_heads": self.num_attention_heads,
-                "n_layers": self.num_hidden_layers,
-                "sinusoidal_pos_embds": false,
-                "tie_weights_": true,
-            }),
-            _ => json!({
-                "attention_probs_dropout_prob": self.attention_dropout,
-                "hidden_act": self.activation.name(),
-                "hidden_dropout_prob": self.dropout,
-                "hidden_size": self.hidden_size,
-                "intermediate_size": self.intermediate_size,
-                "layer_norm_eps": self.layer_norm_eps,
-                "num_attention_heads": self.num_attention_heads,
-                "num_hidden_layers": self.num_hidden_layers,
-                "type_vocab_size": self.type_vocab_size,
-            }),
-        };
-        let alberts = json!({"embedding_size": self.embedding_size, "inner_group_num": 1, "num_hidden_groups": 1});
-        let more = [Some(own), (self.family == Family::Albert).then_some(alberts)];
-        if let Value::Object(keys) = &mut value {
-            keys.extend(more.into_iter().flatten().filter_map(|more| more.as_object().cloned()).flatten());
-        }
-        format!("{value:#}\n")
-    }
-}
-
-/// A configuration file's keys, each looked up under DistilBERT's name, then BERT's.
-struct Keys<'a> {
-    path: &'a Path,
-    map: Map<String, Value>,
-}
-
-const REMEDY: &str = "give the config.json of a BERT, DistilBERT, RoBERTa or ALBERT model";
-
-impl<'a> Keys<'a> {
-    fn open(path: &'a Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
-        Ok(Self { path, map: serde_json::from_str(&text).map_err(Error::library("parse", path))? })
-    }
-
-    fn model_type(&self) -> Result<String> {
-        // Without the key, DistilBERT's own names tell.
-        let default = if self.map.contains_key("n_layers") { Family::DistilBert } else { Family::Bert };
-        Ok(self.text(&["model_type"], default.name())?.1)
-    }
-
-    /// The model as a family's; `activation` replaces the file's.
-    fn config(&self, family: Family, activation: Option<Activation>) -> Result<StudentConfig> {
-        let default = if family == Family::Albert { Activation::GeluNew } else { Activation::Gelu };
-        let activation = match activation {
-            Some(activation) => activation,
-            None => {
-                let (key, name) = self.text(&["activation", "hidden_act"], default.name())?;
-                let remedy = "choose the student's with --activation: copied layers then begin with another function than the teacher's";
-                name.parse().map_err(|expected: String| Error::data(self.path, key, expected, format!("\"{name}\""), remedy))?
-            }
-        };
-        let hidden_size = self.count(&["dim", "hidden_size"])?;
-        let dropout = if family == Family::Albert { 0.0 } else { 0.1 };
-        Ok(StudentConfig {
-            family,
-            vocab_size: self.count(&["vocab_size"])?,
-            hidden_size,
-            num_hidden_layers: self.count(&["n_layers", "num_hidden_layers"])?,
-            num_attention_heads: self.count(&["n_heads", "num_attention_heads"])?,
-            intermediate_size: self.count(&["hidden_dim", "intermediate_size"])?,
-            embedding_size: if family == Family::Albert { self.count(&["embedding_size"])? } else { hidden_size },
-            max_position_embeddings: self.count(&["max_position_embeddings"])?,
-            type_vocab_size: match (family.has_token_types(), self.map.contains_key("type_vocab_size")) {
-                (false, _) => 0,
-                (true, false) => 2,
-                (true, true) => self.count(&["type_vocab_size"])?,
-            },
-            activation,
-            layer_norm_eps: if family == Family::DistilBert {
-                LAYER_NORM_EPSILON
-            } else {
-                self.real(&["layer_norm_eps"], LAYER_NORM_EPSILON)?
-            },
-            dropout: self.real(&["dropout", "hidden_dropout_prob"], dropout)?,
-            attention_dropout: self.real(&["attention_dropout", "attention_probs_dropout_prob"], dropout)?,
-            initializer_range: self.real(&["initializer_range"], 0.02)?,
-            pad_token_id: self.token("pad_token_id", if family == Family::Roberta { 1 } else { 0 })?,
-        })
-    }
-
-    fn find<'n>(&self, names: &[&'n str]) -> Option<(&'n str, &Value)> {
-        names.iter().find_map(|name| self.map.get(*name).map(|value| (*name, value)))
-    }
-
-    fn refuse(&self, name: &str, expected: &str, value: &Value) -> Error {
-        Error::data(self.path, name, expected, value.to_string(), REMEDY)
-    }
-
-    fn count(&self, names: &[&str]) -> Result<usize> {
-        let expected = "a whole number above 0";
-        let (name, value) = self.find(names).ok_or_else(|| Error::data(self.path, names.join(" or "), expected, "no such key", REMEDY))?;
-        let count = value.as_u64().and_then(|count| usize::try_from(count).ok()).filter(|count| *count > 0);
-        count.ok_or_else(|| self.refuse(name, expected, value))
-    }
-
-    fn real(&self, names: &[&str], default: f64) -> Result<f64> {
-        let Some((name, value)) = self.find(names) else { return Ok(default) };
-        value.as_f64().ok_or_else(|| self.refuse(name, "a number", value))
-    }
-
-    fn text<'n>(&self, names: &[&'n str], default: &str) -> Result<(&'n str, String)> {
-        let Some((name, value)) = self.find(names) else { return Ok((names[0], default.to_owned())) };
-        value.as_str().map(|text| (name, text.to_owned())).ok_or_else(|| self.refuse(name, "a text", value))
-    }
-
-    fn token(&self, name: &str, default: u32) -> Result<Option<u32>> {
-        let value = match self.map.get(name) {
-            // An explicit null means that there is none.
-            None => return Ok(Some(default)),
-            Some(Value::Null) => return Ok(None),
-            Some(value) => value,
-        };
-        value.as_u64().and_then(|id| u32::try_from(id).ok()).map(Some).ok_or_else(|| self.refuse(name, "a token id or null", value))
-    }
 }
 
 #[cfg(test)]
@@ -421,13 +281,43 @@ mod tests {
 
     #[test]
     fn a_written_configuration_reads_back() {
-        let config = teacher(TEACHER, &Overrides { dropout: Some(0.0), ..Default::default() }).unwrap();
         let directory = tempfile::tempdir().unwrap();
-        for config in [StudentConfig { pad_token_id: None, ..config.clone() }, config] {
-            let path = directory.path().join("config.json");
-            std::fs::write(&path, config.to_json()).unwrap();
-            assert_eq!(StudentConfig::read(&path).unwrap(), config);
+        let path = directory.path().join("config.json");
+        for family in Family::ALL {
+            let overrides = Overrides { family, dropout: Some(0.0), activation: Some(Activation::Silu), ..Default::default() };
+            let config = teacher(&TEACHER.replace("\"pad", "\"layer_norm_eps\": 1e-5, \"pad"), &overrides).unwrap();
+            assert_eq!(config.layer_norm_eps, if family == Family::DistilBert { 1e-12 } else { 1e-5 });
+            let padless = StudentConfig { pad_token_id: None, ..config.clone() };
+            for config in [config, padless].into_iter().filter(|config| config.check().is_ok()) {
+                std::fs::write(&path, config.to_json()).unwrap();
+                assert_eq!(StudentConfig::read(&path).unwrap(), config);
+            }
         }
+        std::fs::write(&path, TEACHER.replace("bert", "electra")).unwrap();
+        let message = StudentConfig::read(&path).unwrap_err().to_string();
+        assert!(message.contains("model_type: expected one of distilbert, bert, roberta, albert, found electra"), "{message}");
+    }
+
+    #[test]
+    fn a_student_of_another_family_takes_sequences_as_long_as_the_teachers() {
+        let rows = |text: &str, family| teacher(text, &Overrides { family, ..Default::default() }).unwrap().max_position_embeddings;
+        let roberta =
+            TEACHER.replace("\"bert\"", "\"xlm-roberta\"").replace("512, \"hidden_d", "514, \"hidden_d").replace("_id\": 3", "_id\": 1");
+        assert_eq!((rows(TEACHER, Family::Bert), rows(TEACHER, Family::Roberta)), (512, 516));
+        assert_eq!((rows(&roberta, Family::DistilBert), rows(&roberta, Family::Roberta)), (512, 514));
+    }
+
+    #[test]
+    fn an_alberts_embeddings_are_as_wide_as_its_teachers_or_the_published_ones() {
+        let width = |text: &str, overrides: Overrides| teacher(text, &overrides).map(|config| config.embedding_size);
+        let albert = TEACHER.replace("\"bert\"", "\"albert\"").replace("\"vocab", "\"embedding_size\": 32, \"vocab");
+        let of = |family| Overrides { family, ..Default::default() };
+        assert_eq!(width(&albert, of(Family::Albert)).unwrap(), 32);
+        assert_eq!(width(TEACHER, of(Family::Albert)).unwrap(), ALBERT_EMBEDDING_SIZE);
+        let narrow = Overrides { hidden_size: Some(64), ..of(Family::Albert) };
+        assert_eq!(width(TEACHER, narrow).unwrap(), 64);
+        let bert = Overrides { embedding_size: Some(32), ..of(Family::Bert) };
+        assert!(width(TEACHER, bert).unwrap_err().to_string().contains("embedding_size: expected hidden_size = 256 for the family bert"));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::ParameterTable;
 use super::config::StudentConfig;
 use super::names::Role;
 use crate::batcher::Batch;
-use crate::kernels::{Affine, HeadTargets, cosine_loss, gather_rows, head_loss, layer_norm, linear, linear_gelu};
+use crate::kernels::{Activation, Affine, HeadTargets, cosine_loss, gather_rows, head_loss, layer_norm, linear, linear_activated};
 use crate::loss::{LossParts, LossWeights, Normalisers};
 use candle_core::{Result, Tensor};
 
@@ -13,19 +13,20 @@ pub(super) struct MaskedLmHead {
     norm: Affine,
     /// The word embeddings as a map to the vocabulary, with a bias of their own.
     decoder: Affine,
+    activation: Activation,
     epsilon: f64,
 }
 
 impl MaskedLmHead {
     pub(super) fn new(table: &ParameterTable<'_>, config: &StudentConfig) -> Self {
         let decoder = Affine { weight: table.weight(Role::WordEmbeddings), bias: table.bias(Role::DecoderBias) };
-        let epsilon = config.layer_norm_eps;
-        Self { transform: table.affine(Role::HeadDense), norm: table.affine(Role::HeadNorm), decoder, epsilon }
+        let (activation, epsilon) = (config.head_activation(), config.layer_norm_eps);
+        Self { transform: table.affine(Role::HeadDense), norm: table.affine(Role::HeadNorm), decoder, activation, epsilon }
     }
 
     /// `[asked, embedding]`: what the decoder reads of the asked rows of `hidden` `[tokens, hidden]`.
     fn transformed(&self, hidden: &Tensor, asked: &[u32]) -> Result<Tensor> {
-        layer_norm(&linear_gelu(&gather_rows(hidden, asked)?, &self.transform)?, &self.norm, self.epsilon)
+        layer_norm(&linear_activated(&gather_rows(hidden, asked)?, &self.transform, self.activation)?, &self.norm, self.epsilon)
     }
 
     /// `[asked, vocabulary]`.

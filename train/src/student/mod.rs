@@ -1,18 +1,20 @@
-//! The student: a DistilBERT masked language model (Sanh et al. 2019) on packed rows.
+//! The student: a masked language model of one of four [families](family) on packed rows.
 //!
 //! ```text
-//! ids -> word + position -> LayerNorm -> dropout                                                                  embeddings
-//!     -> n_layers x [ x = LayerNorm(x + attention(x)); x = LayerNorm(x + dropout(W2 gelu(W1 x))) ]                block, attention
-//!     -> the asked rows -> LayerNorm(gelu(W x)) -> word embeddings, transposed, + bias                            heads
+//! ids -> word + position (+ token type) -> LayerNorm -> dropout (-> ALBERT: W x + b)                                embeddings
+//!     -> num_hidden_layers x [ x = LayerNorm(x + attention(x)); x = LayerNorm(x + W2 activation(W1 x)) ]            block, attention
+//!     -> the asked rows -> LayerNorm(activation(W x)) -> word embeddings, transposed, + bias                        heads
 //! ```
 //!
-//! No token types, no pooler, a decoder tied to the word embeddings. Rows of several sequences lie end to end; attention, positions and
-//! dropout look at the batch's offsets, so a sequence's result does not depend on its neighbours. Values come from [`init`], [`random`] or
-//! a saved directory, names and their order from [`layout()`], the settings from [`config`].
+//! Dropout inside a block stands where the family has it. No pooler, a decoder tied to the word embeddings; an ALBERT's layers share one set
+//! of parameters. Rows of several sequences lie end to end; attention, positions and dropout look at the batch's offsets, so a sequence's
+//! result does not depend on its neighbours. Values come from [`init`], [`random`] or a saved directory; [`names`] says what each family
+//! calls a parameter, [`layout()`] their order, [`config`] the settings.
 
 mod attention;
 mod block;
 pub mod config;
+mod config_file;
 mod embeddings;
 pub mod family;
 mod heads;
@@ -24,7 +26,7 @@ pub mod tensor_file;
 pub mod tensor_source;
 
 use crate::batcher::Batch;
-use crate::kernels::{Activation, Affine, DropoutPlan, Packing, Parameter, ParameterRef};
+use crate::kernels::{Affine, DropoutPlan, Packing, Parameter, ParameterRef};
 use crate::loss::{LossParts, LossWeights, Normalisers};
 use candle_core::{DType, Device, Tensor};
 use logitcache::error::{Error, Result};
@@ -41,7 +43,7 @@ pub use tensor_source::TensorSource;
 /// Gives the first values of a parameter, row-major, as many as its shape has.
 pub type ValueSource<'a> = dyn FnMut(&ParameterSpec) -> Result<Vec<f32>> + 'a;
 
-/// A DistilBERT masked language model with its parameters.
+/// A masked language model with its parameters.
 pub struct Student {
     config: StudentConfig,
     parameters: Vec<ParameterRef>,
@@ -58,9 +60,6 @@ impl Student {
     /// Settings that [`StudentConfig::check`] refuses, whatever `source` returns, values of another number than the shape's.
     pub fn new(config: StudentConfig, dtype: DType, source: &mut ValueSource<'_>) -> Result<Self> {
         config.check()?;
-        if config.activation != Activation::Gelu {
-            return Err(Error::invalid("activation", "gelu", config.activation.name()));
-        }
         let mut parameters = Vec::new();
         for spec in layout(&config) {
             let values = source(&spec)?;
