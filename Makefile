@@ -39,21 +39,32 @@ test-transformers: announce build onnxruntime ## make the reference numbers anew
 	@$(MAKE) --no-print-directory $(TRANSFORMERS)/ready
 	$(TRANSFORMERS)/bin/python $(SCRIPTS)/make_golden.py --check
 	$(TRANSFORMERS)/bin/python $(SCRIPTS)/make_onnx_fixtures.py --check
-	$(MAKE) --no-print-directory $(TRANSFORMERS)/student
-	$(TRANSFORMERS)/bin/python tests/python/student_in_transformers.py $(TRANSFORMERS)/student $(TRANSFORMERS)/logits.safetensors
+	$(MAKE) --no-print-directory $(TRANSFORMERS)/students
+	$(TRANSFORMERS)/bin/python tests/python/student_in_transformers.py $(TRANSFORMERS)/students/*
 
 # Said before anything is built or fetched.
 .PHONY: announce
 announce:
 	@test -e $(TRANSFORMERS)/ready || echo "This fetches about 3 GB of Python wheels (PyTorch with what it brings) into $(TRANSFORMERS)."
 
-# A student of a few steps and its own answers, for transformers to compare with; made anew each time.
-.PHONY: $(TRANSFORMERS)/student
-$(TRANSFORMERS)/student:
+# Students of a few steps and their own answers, for transformers to compare with; made anew each time. One of every family that starts from
+# the teacher, and others that differ from it in width, depth and activation.
+STUDENTS := distilbert bert roberta albert narrow activation
+FROM_TEACHER := --init-from data/teacher/model.safetensors
+distilbert := --family distilbert $(FROM_TEACHER)
+bert := --family bert $(FROM_TEACHER)
+roberta := --family roberta
+albert := --family albert --embedding-size 256 --layers 3
+narrow := --family bert --hidden-size 96 --heads 3 --feed-forward 200 --layers 2 --loss ce=5,mlm=2
+activation := --family albert --activation gelu_new --embedding-size 48
+
+.PHONY: $(TRANSFORMERS)/students
+$(TRANSFORMERS)/students:
 	rm -rf $@ $@-cache
 	$(BIN)/precompute --quiet --teacher data/teacher --corpus data/corpus/heldout.txt --out $@-cache
-	$(BIN)/train --quiet --cache $@-cache --out $@ --init-from data/teacher/model.safetensors --layers 6 --steps 8
-	$(CARGO) run --quiet --release --locked --package train --example student_logits -- $@ $@-cache 16 $(TRANSFORMERS)/logits.safetensors
+	$(foreach student,$(STUDENTS),$(BIN)/train --quiet --cache $@-cache --out $@/$(student) --steps 8 $($(student)) && \
+	    $(CARGO) run --quiet --release --locked --package train --example student_logits -- \
+	        $@/$(student) $@-cache 16 $@/$(student)/answers.safetensors &&) true
 
 bench: build ## measure the top-k, a training step, and the memory of training on the demo's two caches
 	$(CARGO) bench --locked --package precompute --bench topk

@@ -151,6 +151,7 @@ impl Reference {
             passes: vec![0; offsets.len() - 1],
             offsets,
             input_ids: unsigned("input_ids"),
+            token_type_ids: vec![],
             asked: unsigned("asked"),
             k: 8,
             top_ids: unsigned("top_ids"),
@@ -236,7 +237,8 @@ fn ten_steps_agree_with_pytorch() {
 fn the_demos_student_starts_where_pytorchs_does() {
     let golden = Golden::open("student-real.safetensors");
     let teacher = Golden::open("teacher.safetensors");
-    let config = StudentConfig::from_teacher(&data("teacher/config.json"), &Overrides { n_layers: Some(6), ..Overrides::default() });
+    let config =
+        StudentConfig::from_teacher(&data("teacher/config.json"), &Overrides { num_hidden_layers: Some(6), ..Overrides::default() });
     let config = config.expect("the demo teacher's settings");
     let mut tensors =
         TeacherTensors::open(&data("teacher/model.safetensors"), &config, Some(&[0, 2, 4, 7, 9, 11])).expect("the demo teacher's weights");

@@ -98,6 +98,7 @@ impl Shape {
             passes: vec![0; self.sequences],
             offsets: (0..=self.sequences).map(|i| i * self.length).collect(),
             input_ids: (0..rows).map(|_| stream.below(self.vocabulary) as u32).collect(),
+            token_type_ids: vec![],
             asked: (0..self.sequences).flat_map(|i| (0..self.asked).map(move |j| (first_asked(i) + j) as u32)).collect(),
             k: self.k,
             top_ids,
@@ -114,15 +115,17 @@ impl Shape {
     fn student(&self) -> Student {
         let config = StudentConfig {
             vocab_size: self.vocabulary,
-            dim: self.width,
-            n_layers: self.layers,
-            n_heads: self.heads,
-            hidden_dim: self.between,
+            hidden_size: self.width,
+            embedding_size: self.width,
+            num_hidden_layers: self.layers,
+            num_attention_heads: self.heads,
+            intermediate_size: self.between,
             max_position_embeddings: self.length,
             dropout: DROPOUT,
             attention_dropout: DROPOUT,
             initializer_range: 0.02,
             pad_token_id: None,
+            ..StudentConfig::default()
         };
         Student::new(config.clone(), DType::F32, &mut |spec| Ok(at_random(&config, 1, spec))).expect("a valid student")
     }
@@ -217,9 +220,11 @@ fn kernels(shape: &Shape, repetitions: usize) -> Result<()> {
 
     let (square, inner, outer) = (affine(width, width), affine(shape.between, width), affine(width, shape.between));
     time("linear", repetitions, products(rows, width, width), || linear(&x, &square))?;
-    time("linear, GELU", repetitions, products(rows, width, width), || linear_gelu(&x, &square))?;
-    time("feed-forward", repetitions, 2.0 * products(rows, width, shape.between), || feed_forward(&x, &inner, &outer))?;
-    time("GELU", repetitions, 0.0, || gelu(&wide))?;
+    time("linear, GELU", repetitions, products(rows, width, width), || linear_activated(&x, &square, Activation::Gelu))?;
+    time("feed-forward", repetitions, 2.0 * products(rows, width, shape.between), || feed_forward(&x, &inner, &outer, Activation::Gelu))?;
+    for activation in Activation::ALL {
+        time(activation.name(), repetitions, 0.0, || activate(&wide, activation))?;
+    }
     let four = || AttentionParameters { query: square.clone(), key: square.clone(), value: square.clone(), output: square.clone() };
     let attention_operations = 4.0 * products(rows, width, width) + shape.attention_operations();
     for (name, plan) in [("self-attention", &plan), ("self-attention, no dropout", &DropoutPlan::off())] {
@@ -230,7 +235,11 @@ fn kernels(shape: &Shape, repetitions: usize) -> Result<()> {
     time("LayerNorm of a sum", repetitions, 0.0, || add_layer_norm(&x, &residual, &layer, 1e-12))?;
     time("dropout", repetitions, 0.0, || dropout(&x, &packing, &plan, DropoutSite::Embeddings))?;
     let (word, position) = (affine(shape.vocabulary, width), affine(shape.length, width));
-    time("embeddings", repetitions, 0.0, || embeddings(&word.weight, &position.weight, &batch.input_ids, &packing))?;
+    let positions: Vec<u32> = (0..shape.sequences).flat_map(|_| 0..shape.length as u32).collect();
+    time("embeddings", repetitions, 0.0, || {
+        let lookups = [(&word, batch.input_ids.clone()), (&position, positions.clone())];
+        embeddings(lookups.map(|(table, indices)| Lookup { table: table.weight.clone(), indices }).into())
+    })?;
     time("rows asked", repetitions, 0.0, || gather_rows(&x, &batch.asked))?;
     let targets = HeadTargets { k: batch.k, top_ids: &batch.top_ids, log_probabilities: &batch.log_probabilities, labels: &batch.labels };
     let weights = LossWeights::default();

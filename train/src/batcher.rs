@@ -23,6 +23,8 @@ pub struct Batch {
     pub offsets: Vec<usize>,
     /// `[token]`: input ids, as the teacher saw them.
     pub input_ids: Vec<u32>,
+    /// `[token]`: token types, as the teacher saw them; empty where all are 0.
+    pub token_type_ids: Vec<u32>,
     /// `[asked]`: the rows that carry targets, strictly ascending.
     pub asked: Vec<u32>,
     /// Stored ids per asked row.
@@ -91,6 +93,7 @@ impl Batch {
         self.sequence_ids.push(record.sequence_id);
         self.passes.push(record.pass);
         self.input_ids.extend(&record.input_ids);
+        self.token_type_ids.extend(record.token_type_ids.iter().map(|kind| u32::from(*kind)));
         self.offsets.push(self.input_ids.len());
         if let Some(states) = record.hidden_states.first() {
             self.hidden.extend(states);

@@ -49,6 +49,9 @@ pub struct DataArguments {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Student")]
 pub struct StudentArguments {
+    /// Whose names and wiring the student has: distilbert, bert, roberta or albert
+    #[arg(long, value_name = "NAME", default_value = "distilbert")]
+    pub family: String,
     /// Encoder layers
     #[arg(long, value_name = "N", default_value_t = 6)]
     pub layers: usize,
@@ -61,6 +64,12 @@ pub struct StudentArguments {
     /// Width inside the feed-forward blocks [default: the teacher's]
     #[arg(long, value_name = "N")]
     pub feed_forward: Option<usize>,
+    /// Width of the embeddings, for --family albert [default: an ALBERT teacher's, else 128 or the hidden size if that is less]
+    #[arg(long, value_name = "N")]
+    pub embedding_size: Option<usize>,
+    /// What the feed-forward blocks and the head apply: gelu, gelu_new, relu or silu [default: the teacher's]
+    #[arg(long, value_name = "NAME")]
+    pub activation: Option<String>,
     /// The teacher's model.safetensors, to copy first weights from; without it they are random
     #[arg(long, value_name = "FILE")]
     pub init_from: Option<PathBuf>,

@@ -163,10 +163,13 @@ impl Config {
             EvaluationSource::HeldOut(share) => set("eval-fraction", &share),
             EvaluationSource::Cache(cache) => set("eval-cache", &cache.manifest().fingerprints.run),
         };
-        set("layers", &student.n_layers);
-        set("hidden-size", &student.dim);
-        set("heads", &student.n_heads);
-        set("feed-forward", &student.hidden_dim);
+        set("family", &student.family);
+        set("activation", &student.activation);
+        set("embedding-size", &student.embedding_size);
+        set("layers", &student.num_hidden_layers);
+        set("hidden-size", &student.hidden_size);
+        set("heads", &student.num_attention_heads);
+        set("feed-forward", &student.intermediate_size);
         set("dropout", &student.dropout);
         match &self.initialisation {
             Initialisation::Random => set("init-from", &"random"),
@@ -254,10 +257,13 @@ fn student_config(shape: &StudentArguments, cache: &Cache) -> Result<StudentConf
         ));
     }
     let overrides = Overrides {
-        n_layers: Some(shape.layers),
-        dim: shape.hidden_size,
-        n_heads: shape.heads,
-        hidden_dim: shape.feed_forward,
+        family: parsed("--family", &shape.family)?,
+        num_hidden_layers: Some(shape.layers),
+        hidden_size: shape.hidden_size,
+        num_attention_heads: shape.heads,
+        intermediate_size: shape.feed_forward,
+        embedding_size: shape.embedding_size,
+        activation: shape.activation.as_deref().map(|name| parsed("--activation", name)).transpose()?,
         dropout: Some(shape.dropout),
         attention_dropout: Some(shape.dropout),
     };
@@ -277,17 +283,23 @@ fn student_config(shape: &StudentArguments, cache: &Cache) -> Result<StudentConf
     Ok(config)
 }
 
+/// A flag whose value is one of a few names.
+fn parsed<T: std::str::FromStr<Err = String>>(flag: &str, text: &str) -> Result<T> {
+    text.parse().map_err(|expected: String| Error::usage(flag, expected, text, "use one of these names"))
+}
+
 /// A shape that cannot be is a matter of the flag that set it.
 fn name_the_flag(error: Error) -> Error {
     let Error::Invalid { field, expected, found } = error else { return error };
     let flag = match field.as_str() {
-        "n_layers" => "--layers",
-        "dim" => "--hidden-size",
-        "n_heads" => "--heads",
-        "hidden_dim" => "--feed-forward",
+        "num_hidden_layers" => "--layers",
+        "hidden_size" => "--hidden-size",
+        "num_attention_heads" => "--heads",
+        "intermediate_size" => "--feed-forward",
+        "embedding_size" => "--embedding-size",
         _ => return Error::Invalid { field, expected, found },
     };
-    Error::usage(flag, expected.replace("dim", "--hidden-size"), found, "change one of the student's flags")
+    Error::usage(flag, expected.replace("hidden_size", "--hidden-size"), found, "change one of the student's flags")
 }
 
 /// The teacher's last layer, if the cosine part can be computed.
@@ -306,8 +318,8 @@ fn last_layer(cache: &Cache, student: &StudentConfig) -> Result<u32> {
             remedy,
         ));
     }
-    if spec.hidden_size() != student.dim {
-        let found = format!("cos with --hidden-size {}", student.dim);
+    if spec.hidden_size() != student.hidden_size {
+        let found = format!("cos with --hidden-size {}", student.hidden_size);
         let remedy = "use --loss with cos=0, or the teacher's width";
         return Err(Error::usage("--loss", format!("a student as wide as the teacher's {}, for cos", spec.hidden_size()), found, remedy));
     }

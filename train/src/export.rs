@@ -3,7 +3,7 @@
 //!
 //! | file | content |
 //! | --- | --- |
-//! | `config.json` | the settings, as a `DistilBertForMaskedLM` |
+//! | `config.json` | the settings, as the family's `...ForMaskedLM` |
 //! | `model.safetensors` | every parameter in float32 under its Hugging Face name; the decoder's weight is the word embeddings' |
 //! | `tokenizer.json`, ... | the teacher's tokenizer files as the cache holds them, byte for byte |
 //!
@@ -114,15 +114,17 @@ mod tests {
     fn config() -> StudentConfig {
         StudentConfig {
             vocab_size: 13,
-            dim: 8,
-            n_layers: 2,
-            n_heads: 2,
-            hidden_dim: 12,
+            hidden_size: 8,
+            embedding_size: 8,
+            num_hidden_layers: 2,
+            num_attention_heads: 2,
+            intermediate_size: 12,
             max_position_embeddings: 7,
             dropout: 0.1,
             attention_dropout: 0.0,
             initializer_range: 0.02,
             pad_token_id: None,
+            ..StudentConfig::default()
         }
     }
 
@@ -208,7 +210,7 @@ mod tests {
     fn settings_of_another_student_are_refused() {
         let (teacher, out) = (teacher_files(), tempfile::tempdir().unwrap());
         save(&student(DType::F32), teacher.path(), out.path()).unwrap();
-        let other = StudentConfig { hidden_dim: 16, ..config() };
+        let other = StudentConfig { intermediate_size: 16, ..config() };
         std::fs::write(out.path().join(CONFIG_FILE), other.to_json()).unwrap();
         let message = load(out.path()).err().unwrap().to_string();
         assert!(message.contains("ffn.lin1.weight: expected shape [16, 8], found shape [12, 8]"), "{message}");

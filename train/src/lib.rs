@@ -120,7 +120,7 @@ fn initial_student(config: &Config) -> Result<Student> {
 fn write_curves(config: &Config, student: &Student, log: &MetricsLog) -> Result<()> {
     let (weights, shape) = (config.weights, &config.student);
     let millions = student.parameter_count() as f64 / 1e6;
-    let heading = format!("Student of {} layers, width {}, {millions:.1} million parameters", shape.n_layers, shape.dim);
+    let heading = format!("Student of {} layers, width {}, {millions:.1} million parameters", shape.num_hidden_layers, shape.hidden_size);
     let curves = report::draw(&heading, log.lines(), [weights.ce, weights.mlm, weights.cos])?;
     write_bytes_atomically(&config.out.join(report::CURVES_FILE), curves.as_bytes())
 }

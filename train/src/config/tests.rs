@@ -23,7 +23,10 @@ fn assert_names(refusal: &str, words: &[&str]) {
 fn defaults_come_from_the_cache() {
     let directory = tempfile::tempdir().unwrap();
     let config = check(&SmallCache::default().write(directory.path(), "cache"), &[]).unwrap();
-    assert_eq!((config.temperature, config.student.dim, config.student.n_heads, config.student.n_layers), (2.0, 16, 2, 1));
+    assert_eq!(
+        (config.temperature, config.student.hidden_size, config.student.num_attention_heads, config.student.num_hidden_layers),
+        (2.0, 16, 2, 1)
+    );
     assert_eq!((config.duration, config.hidden_layers), (Duration::Epochs(3), vec![2]));
     assert_eq!(config.settings["loss"], "ce=5,mlm=2,cos=1");
     assert!(matches!(config.evaluation, EvaluationSource::HeldOut(share) if share == DEFAULT_EVAL_FRACTION));

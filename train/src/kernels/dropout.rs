@@ -41,6 +41,8 @@ pub enum DropoutSite {
     Attention(u32),
     /// After the feed-forward block of a layer, counted from 0.
     FeedForward(u32),
+    /// After the attention's output projection of a layer, counted from 0.
+    AttentionOutput(u32),
 }
 
 impl DropoutSite {
@@ -49,6 +51,7 @@ impl DropoutSite {
             Self::Embeddings => [0, 0],
             Self::Attention(layer) => [1, u64::from(layer)],
             Self::FeedForward(layer) => [2, u64::from(layer)],
+            Self::AttentionOutput(layer) => [3, u64::from(layer)],
         }
     }
 }

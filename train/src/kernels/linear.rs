@@ -1,10 +1,11 @@
-//! x W^T + b: alone, followed by GELU, or twice with GELU between.
+//! x W^T + b: alone, followed by an activation, or twice with an activation between.
 //!
 //! The compound forms exist because candle fills a buffer with zeros and adds to it for every activation in its graph: what stays inside one
 //! operation costs no such pass.
 
+use super::activate::{activate_and_differentiate, activated};
+use super::activation::Activation;
 use super::element::Element;
-use super::gelu::{activate, activate_and_differentiate};
 use super::matrix::{Matrix, Threads, add_column_sums, multiply, product};
 use super::parameter::Affine;
 use super::storage::{check_parameter, failure, filled_by_chunks, for_dtype, rows_and_width, slice_of, tensor_of, with_slice};
@@ -20,23 +21,24 @@ pub fn linear(x: &Tensor, affine: &Affine) -> Result<Tensor> {
     for_dtype!("linear", x.dtype(), T => x.apply_op1(Linear::<T> { affine: affine.clone(), element: PhantomData }))
 }
 
-/// GELU of [`linear`].
-pub fn linear_gelu(x: &Tensor, affine: &Affine) -> Result<Tensor> {
-    let (_, inputs) = rows_and_width("linear_gelu", x)?;
-    outputs_of("linear_gelu", affine, x, inputs)?;
-    for_dtype!("linear_gelu", x.dtype(), T => {
-        x.apply_op1(LinearGelu::<T> { affine: affine.clone(), tracked: x.track_op(), before: Mutex::new(None) })
+/// The activation of [`linear`].
+pub fn linear_activated(x: &Tensor, affine: &Affine, activation: Activation) -> Result<Tensor> {
+    let (_, inputs) = rows_and_width("linear_activated", x)?;
+    outputs_of("linear_activated", affine, x, inputs)?;
+    for_dtype!("linear_activated", x.dtype(), T => {
+        x.apply_op1(LinearActivated::<T> { affine: affine.clone(), activation, tracked: x.track_op(), before: Mutex::new(None) })
     })
 }
 
-/// The feed-forward block: `outer` of GELU of `inner`, `[rows, in]` to `[rows, in]`.
-pub fn feed_forward(x: &Tensor, inner: &Affine, outer: &Affine) -> Result<Tensor> {
+/// The feed-forward block: `outer` of the activation of `inner`, `[rows, in]` to `[rows, in]`.
+pub fn feed_forward(x: &Tensor, inner: &Affine, outer: &Affine, activation: Activation) -> Result<Tensor> {
     let (_, inputs) = rows_and_width("feed_forward", x)?;
     let between = outputs_of("feed_forward", inner, x, inputs)?;
     outputs_of("feed_forward", outer, x, between)?;
     for_dtype!("feed_forward", x.dtype(), T => x.apply_op1(FeedForward::<T> {
         inner: inner.clone(),
         outer: outer.clone(),
+        activation,
         tracked: x.track_op(),
         before: Mutex::new(None),
     }))
@@ -132,21 +134,22 @@ impl<T: Element> CustomOp1 for Linear<T> {
     }
 }
 
-struct LinearGelu<T> {
+struct LinearActivated<T> {
     affine: Affine,
+    activation: Activation,
     tracked: bool,
-    /// What the GELU was applied to, `[rows, out]`.
+    /// What the activation was applied to, `[rows, out]`.
     before: Mutex<Option<Vec<T>>>,
 }
 
-impl<T: Element> CustomOp1 for LinearGelu<T> {
+impl<T: Element> CustomOp1 for LinearActivated<T> {
     fn name(&self) -> &'static str {
-        "linear_gelu"
+        "linear_activated"
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let before = forward_affine::<T>(slice_of(self.name(), storage, layout)?, &self.affine)?;
-        let y = activate(&before);
+        let y = activated(&before, self.activation);
         keep(&self.before, before, self.tracked);
         Ok((T::to_cpu_storage_owned(y), (layout.dims()[0], self.affine.bias.elements()).into()))
     }
@@ -154,7 +157,7 @@ impl<T: Element> CustomOp1 for LinearGelu<T> {
     fn bwd(&self, x: &Tensor, _y: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
         let mut before = taken(self.name(), &self.before)?;
         let mut dy = with_slice(self.name(), gradient, |dy: &[T]| dy.to_vec())?;
-        activate_and_differentiate(&mut before, &mut dy);
+        activate_and_differentiate(&mut before, &mut dy, self.activation);
         let dx = with_slice(self.name(), x, |x: &[T]| backward_affine(&self.affine, &dy, x))??;
         Ok(Some(tensor_of(dx, x.shape())?))
     }
@@ -163,8 +166,9 @@ impl<T: Element> CustomOp1 for LinearGelu<T> {
 struct FeedForward<T> {
     inner: Affine,
     outer: Affine,
+    activation: Activation,
     tracked: bool,
-    /// What the GELU was applied to, `[rows, between]`. Its result is computed again in the backward pass, where it costs a multiplication.
+    /// What the activation was applied to, `[rows, between]`. Its result is computed again in the backward pass, where it costs a multiplication.
     before: Mutex<Option<Vec<T>>>,
 }
 
@@ -175,7 +179,7 @@ impl<T: Element> CustomOp1 for FeedForward<T> {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let before = forward_affine::<T>(slice_of(self.name(), storage, layout)?, &self.inner)?;
-        let y = forward_affine(&activate(&before), &self.outer)?;
+        let y = forward_affine(&activated(&before, self.activation), &self.outer)?;
         keep(&self.before, before, self.tracked);
         Ok((T::to_cpu_storage_owned(y), (layout.dims()[0], self.outer.bias.elements()).into()))
     }
@@ -184,7 +188,7 @@ impl<T: Element> CustomOp1 for FeedForward<T> {
         let mut between = taken(self.name(), &self.before)?;
         let dx = with_slice(self.name(), gradient, |dy: &[T]| {
             let mut gradient = self.outer.weight.with_value(|weight: &[T]| input_gradient(dy, weight, self.outer.bias.elements()))?;
-            activate_and_differentiate(&mut between, &mut gradient);
+            activate_and_differentiate(&mut between, &mut gradient, self.activation);
             add_weight_gradients(&self.outer, Columns { values: dy, row_stride: self.outer.bias.elements(), first: 0 }, &between)?;
             with_slice(self.name(), x, |x: &[T]| backward_affine(&self.inner, &gradient, x))?
         })??;
@@ -224,16 +228,24 @@ mod tests {
             let activated = between.gelu_erf().unwrap();
             let [first, second] = [&wrapped(&all)[0], &wrapped(&all)[1]];
             assert_close("linear", &numbers(&linear(&x, first).unwrap()), &numbers(&between), 1e-12, 1e-12);
-            assert_close("linear_gelu", &numbers(&linear_gelu(&x, first).unwrap()), &numbers(&activated), 1e-12, 1e-12);
+            assert_close(
+                "linear_activated",
+                &numbers(&linear_activated(&x, first, Activation::Gelu).unwrap()),
+                &numbers(&activated),
+                1e-12,
+                1e-12,
+            );
             let expected = numbers(&reference(&activated, &outer[0], &outer[1]));
-            assert_close("feed_forward", &numbers(&feed_forward(&x, first, second).unwrap()), &expected, 1e-12, 1e-12);
+            assert_close("feed_forward", &numbers(&feed_forward(&x, first, second, Activation::Gelu).unwrap()), &expected, 1e-12, 1e-12);
 
             let inputs = [x];
             Proof { inputs: &inputs, parameters: &inner, run: |x: &[Tensor], p: &[ParameterRef]| linear(&x[0], &affines(p)[0]) }.check();
-            Proof { inputs: &inputs, parameters: &inner, run: |x: &[Tensor], p: &[ParameterRef]| linear_gelu(&x[0], &affines(p)[0]) }
-                .check();
-            let run = |x: &[Tensor], p: &[ParameterRef]| feed_forward(&x[0], &affines(p)[0], &affines(p)[1]);
-            Proof { inputs: &inputs, parameters: &all, run }.check();
+            for activation in Activation::ALL {
+                let run = |x: &[Tensor], p: &[ParameterRef]| linear_activated(&x[0], &affines(p)[0], activation);
+                Proof { inputs: &inputs, parameters: &inner, run }.check();
+                let run = |x: &[Tensor], p: &[ParameterRef]| feed_forward(&x[0], &affines(p)[0], &affines(p)[1], activation);
+                Proof { inputs: &inputs, parameters: &all, run }.check();
+            }
         }
     }
 
@@ -259,7 +271,7 @@ mod tests {
         assert!(linear(&random(1, &[6, 5], 1.0), affine).unwrap_err().to_string().contains("[3, 5]"));
         assert!(linear(&random(1, &[6, 4], 1.0).to_dtype(candle_core::DType::F32).unwrap(), affine).is_err());
         let none = candle_core::Var::from_tensor(&random(1, &[0, 4], 1.0)).unwrap();
-        let y = linear_gelu(&none, affine).unwrap();
+        let y = linear_activated(&none, affine, Activation::Gelu).unwrap();
         assert_eq!(y.dims(), [0, 3]);
         y.sum_all().unwrap().backward().unwrap();
         assert_eq!(numbers(&affine.weight.gradient_tensor().unwrap()), [0.0; 12]);

@@ -10,8 +10,9 @@
 //! | `level` | AVX-512, AVX2 or portable code, chosen at run time |
 //! | `parameter` | values, gradient buffers |
 //! | `packing` | which rows belong to which sequence |
-//! | `embeddings` | word + position rows |
-//! | `linear`, `gelu` | x W^T + b, alone or followed by GELU, or twice as a feed-forward block |
+//! | `embeddings` | sums of word, position and token-type rows |
+//! | `activation`, `activate` | which function follows a linear map; it and its slope |
+//! | `linear` | x W^T + b, alone or followed by an activation, or twice as a feed-forward block |
 //! | `attention`, `self_attention` | packed variable-length attention; the block with its four projections |
 //! | `layer_norm` | LayerNorm, with the residual added on the way |
 //! | `dropout` | masks that depend on (seed, step, sequence, pass, site) alone |
@@ -30,13 +31,14 @@
 #[macro_use]
 pub mod level;
 
+pub mod activate;
+pub mod activation;
 pub mod attention;
 pub mod cosine;
 pub mod dropout;
 pub mod element;
 pub mod embeddings;
 pub mod gather_rows;
-pub mod gelu;
 pub mod head_loss;
 mod head_row;
 pub mod layer_norm;
@@ -50,15 +52,16 @@ mod proof;
 pub mod self_attention;
 mod storage;
 
+pub use activate::activate;
+pub use activation::Activation;
 pub use cosine::cosine_loss;
 pub use dropout::{DropoutPlan, DropoutSite, dropout};
 pub use element::Element;
-pub use embeddings::embeddings;
+pub use embeddings::{Lookup, embeddings};
 pub use gather_rows::gather_rows;
-pub use gelu::gelu;
 pub use head_loss::{HeadLoss, HeadTargets, head_loss};
 pub use layer_norm::{add_layer_norm, layer_norm};
-pub use linear::{feed_forward, linear, linear_gelu};
+pub use linear::{feed_forward, linear, linear_activated};
 pub use packing::Packing;
 pub use parameter::{Affine, Parameter, ParameterRef};
 pub use self_attention::{AttentionParameters, self_attention};

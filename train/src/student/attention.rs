@@ -1,6 +1,8 @@
 //! Multi-head self-attention within each sequence.
 
 use super::ParameterTable;
+use super::config::StudentConfig;
+use super::names::{LayerPart, Role};
 use crate::kernels::{AttentionParameters, DropoutPlan, Packing, self_attention};
 use candle_core::{Result, Tensor};
 use std::sync::Arc;
@@ -12,19 +14,19 @@ pub(super) struct SelfAttention {
 }
 
 impl SelfAttention {
-    /// `prefix` is the block's, `distilbert.transformer.layer.N`.
-    pub(super) fn new(table: &ParameterTable<'_>, prefix: &str, layer: usize, heads: usize) -> Self {
-        let projection = |name: &str| table.affine(&format!("{prefix}.attention.{name}"));
+    /// `layer` counts the layers as they are run; `own` is the one whose parameters it uses.
+    pub(super) fn new(table: &ParameterTable<'_>, config: &StudentConfig, layer: usize, own: usize) -> Self {
+        let projection = |part| table.affine(Role::Layer(own, part));
         let parameters = AttentionParameters {
-            query: projection("q_lin"),
-            key: projection("k_lin"),
-            value: projection("v_lin"),
-            output: projection("out_lin"),
+            query: projection(LayerPart::Query),
+            key: projection(LayerPart::Key),
+            value: projection(LayerPart::Value),
+            output: projection(LayerPart::AttentionOutput),
         };
-        Self { parameters, heads, layer: layer as u32 }
+        Self { parameters, heads: config.num_attention_heads, layer: layer as u32 }
     }
 
-    /// `[tokens, dim]` to `[tokens, dim]`; a row sees the rows of its own sequence only.
+    /// `[tokens, hidden]` to `[tokens, hidden]`; a row sees the rows of its own sequence only.
     pub(super) fn forward(&self, hidden: &Tensor, packing: &Arc<Packing>, plan: &DropoutPlan) -> Result<Tensor> {
         self_attention(hidden, &self.parameters, self.heads, packing, plan, self.layer)
     }

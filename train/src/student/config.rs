@@ -1,54 +1,95 @@
-//! The student's shape: DistilBERT's own settings (Sanh et al. 2019), under DistilBERT's own names.
+//! The student's shape, under BERT's own names for the settings (Devlin et al. 2019), whatever family the student is of.
 //!
-//! Read from a teacher's `config.json` (BERT's key names) or from a student's (DistilBERT's), with overrides; written as the `config.json`
-//! that `transformers` builds a `DistilBertForMaskedLM` from.
+//! Read from a teacher's or a student's `config.json` (either DistilBERT's key names or BERT's), with overrides; written as the
+//! `config.json` that `transformers` builds the family's masked language model from.
 
+use super::config_file::Keys;
+use super::family::Family;
+use crate::kernels::Activation;
 use logitcache::error::{Error, Result};
-use serde_json::{Map, Value, json};
 use std::path::Path;
 
-/// Added to a variance before its root is taken: DistilBERT has no setting for it.
+/// Added to a variance before its root is taken where nothing is said; DistilBERT has no setting for it.
 pub const LAYER_NORM_EPSILON: f64 = 1e-12;
 
-/// The one activation the feed-forward part and the head are built with: GELU by the error function, not its tanh approximation.
-pub const ACTIVATION: &str = "gelu";
+/// The width of an ALBERT's embeddings where neither the teacher nor a flag says it (Lan et al. 2020).
+pub const ALBERT_EMBEDDING_SIZE: usize = 128;
 
-/// The settings of a DistilBERT masked language model.
+/// The settings of a masked language model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StudentConfig {
+    /// Whose names and wiring it has.
+    pub family: Family,
     /// Rows of the word embeddings, and the length of a logits row.
     pub vocab_size: usize,
     /// Width of a hidden state.
-    pub dim: usize,
-    /// Transformer blocks.
-    pub n_layers: usize,
-    /// Attention heads; divides `dim`.
-    pub n_heads: usize,
+    pub hidden_size: usize,
+    /// Transformer blocks; those of an ALBERT share one set of parameters.
+    pub num_hidden_layers: usize,
+    /// Attention heads; divides `hidden_size`.
+    pub num_attention_heads: usize,
     /// Width inside the feed-forward part.
-    pub hidden_dim: usize,
-    /// Longest sequence, in tokens.
+    pub intermediate_size: usize,
+    /// Width of the embedding tables and of what the decoder reads: `hidden_size` but for an ALBERT.
+    pub embedding_size: usize,
+    /// Rows of the position embeddings; [`longest_sequence`](Self::longest_sequence) tokens fit.
     pub max_position_embeddings: usize,
+    /// Rows of the token-type embeddings: 0 for a DistilBERT, which has none, and at least 1 for the others.
+    pub type_vocab_size: usize,
+    /// What the feed-forward parts and the head apply (a RoBERTa's head always GELU).
+    pub activation: Activation,
+    /// Added to a variance before its root is taken; 1e-12 for a DistilBERT.
+    pub layer_norm_eps: f64,
     /// Share of activations dropped in training, in [0, 1).
     pub dropout: f64,
     /// Share of attention probabilities dropped in training, in [0, 1).
     pub attention_dropout: f64,
     /// Standard deviation of a random initial weight.
     pub initializer_range: f64,
-    /// The padding token, whose word embedding starts as zero; no row of a packed batch holds it.
+    /// The padding token, whose word embedding starts as zero; no row of a packed batch holds it. A RoBERTa's positions count from it.
     pub pad_token_id: Option<u32>,
+}
+
+impl Default for StudentConfig {
+    /// The published DistilBERT (base, uncased).
+    fn default() -> Self {
+        Self {
+            family: Family::DistilBert,
+            vocab_size: 30_522,
+            hidden_size: 768,
+            num_hidden_layers: 6,
+            num_attention_heads: 12,
+            intermediate_size: 3072,
+            embedding_size: 768,
+            max_position_embeddings: 512,
+            type_vocab_size: 0,
+            activation: Activation::Gelu,
+            layer_norm_eps: LAYER_NORM_EPSILON,
+            dropout: 0.1,
+            attention_dropout: 0.1,
+            initializer_range: 0.02,
+            pad_token_id: Some(0),
+        }
+    }
 }
 
 /// What a user changes of the teacher's shape; `None` keeps the teacher's.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Overrides {
+    /// The student's family; DistilBERT where nothing is said, whatever the teacher's.
+    pub family: Family,
     /// Transformer blocks. `None`: half of the teacher's, rounded up.
-    pub n_layers: Option<usize>,
+    pub num_hidden_layers: Option<usize>,
     /// Width of a hidden state.
-    pub dim: Option<usize>,
+    pub hidden_size: Option<usize>,
     /// Attention heads.
-    pub n_heads: Option<usize>,
+    pub num_attention_heads: Option<usize>,
     /// Width inside the feed-forward part.
-    pub hidden_dim: Option<usize>,
+    pub intermediate_size: Option<usize>,
+    /// Width of an ALBERT's embeddings. `None`: an ALBERT teacher's, else 128 or the hidden size, whichever is less.
+    pub embedding_size: Option<usize>,
+    /// The activation.
+    pub activation: Option<Activation>,
     /// Share of activations dropped.
     pub dropout: Option<f64>,
     /// Share of attention probabilities dropped.
@@ -56,55 +97,56 @@ pub struct Overrides {
 }
 
 impl StudentConfig {
-    /// The student of the teacher whose `config.json` this is, with half of its layers, then the overrides.
+    /// The student of the teacher whose `config.json` this is, with half of its layers, then the overrides. It takes sequences as long as
+    /// the teacher's.
     ///
     /// # Errors
-    /// A file that cannot be read, a missing or malformed key, an activation other than GELU, or a shape that [`check`](Self::check) refuses.
+    /// A file that cannot be read, a missing or malformed key, an activation that is not among [`Activation::ALL`] and not overridden, or a
+    /// shape that [`check`](Self::check) refuses.
     pub fn from_teacher(path: &Path, overrides: &Overrides) -> Result<Self> {
-        let mut config = Self::read_keys(path)?;
-        config.n_layers = overrides.n_layers.unwrap_or(config.n_layers.div_ceil(2));
-        config.dim = overrides.dim.unwrap_or(config.dim);
-        config.n_heads = overrides.n_heads.unwrap_or(config.n_heads);
-        config.hidden_dim = overrides.hidden_dim.unwrap_or(config.hidden_dim);
-        config.dropout = overrides.dropout.unwrap_or(config.dropout);
-        config.attention_dropout = overrides.attention_dropout.unwrap_or(config.attention_dropout);
+        let keys = Keys::open(path)?;
+        let teacher = keys.config(Family::of_model_type(&keys.model_type()?).unwrap_or(Family::Bert), overrides.activation)?;
+        let family = overrides.family;
+        let hidden_size = overrides.hidden_size.unwrap_or(teacher.hidden_size);
+        let teachers_embedding = (teacher.family == Family::Albert).then_some(teacher.embedding_size);
+        let default_embedding = match family {
+            Family::Albert => teachers_embedding.unwrap_or(ALBERT_EMBEDDING_SIZE.min(hidden_size)),
+            _ => hidden_size,
+        };
+        let config = Self {
+            family,
+            num_hidden_layers: overrides.num_hidden_layers.unwrap_or(teacher.num_hidden_layers.div_ceil(2)),
+            hidden_size,
+            num_attention_heads: overrides.num_attention_heads.unwrap_or(teacher.num_attention_heads),
+            intermediate_size: overrides.intermediate_size.unwrap_or(teacher.intermediate_size),
+            embedding_size: overrides.embedding_size.unwrap_or(default_embedding),
+            max_position_embeddings: teacher.longest_sequence() + family.first_position(teacher.pad_token_id),
+            type_vocab_size: if family.has_token_types() { teacher.type_vocab_size.max(1) } else { 0 },
+            layer_norm_eps: if family == Family::DistilBert { LAYER_NORM_EPSILON } else { teacher.layer_norm_eps },
+            dropout: overrides.dropout.unwrap_or(teacher.dropout),
+            attention_dropout: overrides.attention_dropout.unwrap_or(teacher.attention_dropout),
+            ..teacher
+        };
         config.check()?;
         Ok(config)
     }
 
-    /// A student's own `config.json`.
+    /// A student's own `config.json`, of the family that its `model_type` names.
     ///
     /// # Errors
-    /// As [`from_teacher`](Self::from_teacher).
+    /// As [`from_teacher`](Self::from_teacher); a `model_type` that is no family's.
     pub fn read(path: &Path) -> Result<Self> {
-        let config = Self::read_keys(path)?;
+        let keys = Keys::open(path)?;
+        let refuse =
+            |field: &str, expected: &str, found: &str| Error::data(path, field, expected, found, "give a directory written by train");
+        let model_type = keys.model_type()?;
+        let family = model_type.parse().map_err(|expected: String| refuse("model_type", &expected, &model_type))?;
+        let config = keys.config(family, None)?;
         config.check().map_err(|error| match error {
-            Error::Invalid { field, expected, found } => Error::data(path, field, expected, found, "give a directory written by train"),
+            Error::Invalid { field, expected, found } => refuse(&field, &expected, &found),
             other => other,
         })?;
         Ok(config)
-    }
-
-    fn read_keys(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
-        let keys = Keys { path, map: serde_json::from_str(&text).map_err(Error::library("parse", path))? };
-        let (activation_key, activation) = keys.text(&["activation", "hidden_act"], ACTIVATION)?;
-        if activation != ACTIVATION {
-            let remedy = "choose a teacher that uses it: another activation would change what the copied layers compute";
-            return Err(Error::data(path, activation_key, format!("\"{ACTIVATION}\""), format!("\"{activation}\""), remedy));
-        }
-        Ok(Self {
-            vocab_size: keys.count(&["vocab_size"])?,
-            dim: keys.count(&["dim", "hidden_size"])?,
-            n_layers: keys.count(&["n_layers", "num_hidden_layers"])?,
-            n_heads: keys.count(&["n_heads", "num_attention_heads"])?,
-            hidden_dim: keys.count(&["hidden_dim", "intermediate_size"])?,
-            max_position_embeddings: keys.count(&["max_position_embeddings"])?,
-            dropout: keys.real(&["dropout", "hidden_dropout_prob"], 0.1)?,
-            attention_dropout: keys.real(&["attention_dropout", "attention_probs_dropout_prob"], 0.1)?,
-            initializer_range: keys.real(&["initializer_range"], 0.02)?,
-            pad_token_id: keys.token("pad_token_id")?,
-        })
     }
 
     /// Whether a student can be built in this shape.
@@ -115,10 +157,11 @@ impl StudentConfig {
     pub fn check(&self) -> Result<()> {
         let counts = [
             ("vocab_size", self.vocab_size),
-            ("dim", self.dim),
-            ("n_layers", self.n_layers),
-            ("n_heads", self.n_heads),
-            ("hidden_dim", self.hidden_dim),
+            ("hidden_size", self.hidden_size),
+            ("num_hidden_layers", self.num_hidden_layers),
+            ("num_attention_heads", self.num_attention_heads),
+            ("intermediate_size", self.intermediate_size),
+            ("embedding_size", self.embedding_size),
             ("max_position_embeddings", self.max_position_embeddings),
         ];
         for (field, count) in counts {
@@ -127,9 +170,11 @@ impl StudentConfig {
                 return Err(Error::invalid(field, "1 to 4294967295", count.to_string()));
             }
         }
-        if !self.dim.is_multiple_of(self.n_heads) {
-            return Err(Error::invalid("n_heads", format!("a divisor of dim = {}", self.dim), self.n_heads.to_string()));
+        if !self.hidden_size.is_multiple_of(self.num_attention_heads) {
+            let expected = format!("a divisor of hidden_size = {}", self.hidden_size);
+            return Err(Error::invalid("num_attention_heads", expected, self.num_attention_heads.to_string()));
         }
+        self.check_family()?;
         for (field, share) in [("dropout", self.dropout), ("attention_dropout", self.attention_dropout)] {
             if !(0.0..1.0).contains(&share) {
                 return Err(Error::invalid(field, "a share of at least 0 and below 1", share.to_string()));
@@ -146,78 +191,50 @@ impl StudentConfig {
         }
     }
 
+    /// What one family asks and another does not.
+    fn check_family(&self) -> Result<()> {
+        let family = self.family;
+        if family != Family::Albert && self.embedding_size != self.hidden_size {
+            let expected = format!("hidden_size = {} for the family {family}", self.hidden_size);
+            return Err(Error::invalid("embedding_size", expected, self.embedding_size.to_string()));
+        }
+        if family.has_token_types() != (self.type_vocab_size > 0) || self.type_vocab_size > u32::MAX as usize {
+            let expected = if family.has_token_types() { "1 to 4294967295" } else { "0 for a DistilBERT" };
+            return Err(Error::invalid("type_vocab_size", expected, self.type_vocab_size.to_string()));
+        }
+        let epsilon = self.layer_norm_eps;
+        if !(epsilon.is_finite() && epsilon > 0.0) || (family == Family::DistilBert && epsilon != LAYER_NORM_EPSILON) {
+            let expected = if family == Family::DistilBert { "1e-12 for a DistilBERT" } else { "a finite value above 0" };
+            return Err(Error::invalid("layer_norm_eps", expected, epsilon.to_string()));
+        }
+        if family == Family::Roberta && self.pad_token_id.is_none() {
+            return Err(Error::invalid("pad_token_id", "an id, from which a RoBERTa's positions count", "null"));
+        }
+        if self.max_position_embeddings <= family.first_position(self.pad_token_id) {
+            let expected = format!("more than the {} rows that no token takes", family.first_position(self.pad_token_id));
+            return Err(Error::invalid("max_position_embeddings", expected, self.max_position_embeddings.to_string()));
+        }
+        Ok(())
+    }
+
     /// Width of one attention head.
     pub fn head_size(&self) -> usize {
-        self.dim / self.n_heads
+        self.hidden_size / self.num_attention_heads
     }
 
-    /// The text of a `config.json` that `transformers` reads as a `DistilBertForMaskedLM`. Keys in alphabetical order.
-    pub fn to_json(&self) -> String {
-        let value = json!({
-            "activation": ACTIVATION,
-            "architectures": ["DistilBertForMaskedLM"],
-            "attention_dropout": self.attention_dropout,
-            "dim": self.dim,
-            "dropout": self.dropout,
-            "dtype": "float32",
-            "hidden_dim": self.hidden_dim,
-            "initializer_range": self.initializer_range,
-            "max_position_embeddings": self.max_position_embeddings,
-            "model_type": "distilbert",
-            "n_heads": self.n_heads,
-            "n_layers": self.n_layers,
-            "pad_token_id": self.pad_token_id,
-            "sinusoidal_pos_embds": false,
-            "tie_weights_": true,
-            "tie_word_embeddings": true,
-            "vocab_size": self.vocab_size,
-        });
-        format!("{value:#}\n")
-    }
-}
-
-/// A configuration file's keys, each looked up under DistilBERT's name, then BERT's.
-struct Keys<'a> {
-    path: &'a Path,
-    map: Map<String, Value>,
-}
-
-const REMEDY: &str = "give the config.json of a BERT or DistilBERT model";
-
-impl Keys<'_> {
-    fn find<'n>(&self, names: &[&'n str]) -> Option<(&'n str, &Value)> {
-        names.iter().find_map(|name| self.map.get(*name).map(|value| (*name, value)))
+    /// Layers that have parameters of their own: one for an ALBERT, all for the others.
+    pub fn layers_with_parameters(&self) -> usize {
+        if self.family == Family::Albert { 1 } else { self.num_hidden_layers }
     }
 
-    fn refuse(&self, name: &str, expected: &str, value: &Value) -> Error {
-        Error::data(self.path, name, expected, value.to_string(), REMEDY)
+    /// The longest sequence that has a position for each token.
+    pub fn longest_sequence(&self) -> usize {
+        self.max_position_embeddings.saturating_sub(self.family.first_position(self.pad_token_id))
     }
 
-    fn count(&self, names: &[&str]) -> Result<usize> {
-        let expected = "a whole number above 0";
-        let (name, value) = self.find(names).ok_or_else(|| Error::data(self.path, names.join(" or "), expected, "no such key", REMEDY))?;
-        let count = value.as_u64().and_then(|count| usize::try_from(count).ok()).filter(|count| *count > 0);
-        count.ok_or_else(|| self.refuse(name, expected, value))
-    }
-
-    fn real(&self, names: &[&str], default: f64) -> Result<f64> {
-        let Some((name, value)) = self.find(names) else { return Ok(default) };
-        value.as_f64().ok_or_else(|| self.refuse(name, "a number", value))
-    }
-
-    fn text<'n>(&self, names: &[&'n str], default: &str) -> Result<(&'n str, String)> {
-        let Some((name, value)) = self.find(names) else { return Ok((names[0], default.to_owned())) };
-        value.as_str().map(|text| (name, text.to_owned())).ok_or_else(|| self.refuse(name, "a text", value))
-    }
-
-    fn token(&self, name: &str) -> Result<Option<u32>> {
-        let value = match self.map.get(name) {
-            // Both families count from 0 where nothing is said; an explicit null means that there is none.
-            None => return Ok(Some(0)),
-            Some(Value::Null) => return Ok(None),
-            Some(value) => value,
-        };
-        value.as_u64().and_then(|id| u32::try_from(id).ok()).map(Some).ok_or_else(|| self.refuse(name, "a token id or null", value))
+    /// What the head applies: a RoBERTa's GELU is not a setting.
+    pub fn head_activation(&self) -> Activation {
+        if self.family == Family::Roberta { Activation::Gelu } else { self.activation }
     }
 }
 
@@ -238,7 +255,10 @@ mod tests {
     #[test]
     fn a_teacher_gives_its_shape_and_half_its_layers() {
         let config = teacher(TEACHER, &Overrides::default()).unwrap();
-        assert_eq!((config.vocab_size, config.dim, config.n_layers, config.n_heads, config.hidden_dim), (591, 256, 6, 4, 512));
+        assert_eq!(
+            (config.vocab_size, config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.intermediate_size),
+            (591, 256, 6, 4, 512)
+        );
         assert_eq!((config.dropout, config.attention_dropout, config.initializer_range, config.pad_token_id), (0.2, 0.1, 0.02, Some(3)));
         assert_eq!(config.head_size(), 64);
     }
@@ -246,33 +266,64 @@ mod tests {
     #[test]
     fn overrides_win() {
         let overrides = Overrides {
-            n_layers: Some(3),
-            dim: Some(96),
-            n_heads: Some(6),
-            hidden_dim: Some(100),
+            num_hidden_layers: Some(3),
+            hidden_size: Some(96),
+            num_attention_heads: Some(6),
+            intermediate_size: Some(100),
             dropout: Some(0.0),
             attention_dropout: Some(0.3),
+            ..Overrides::default()
         };
         let config = teacher(TEACHER, &overrides).unwrap();
-        assert_eq!((config.n_layers, config.dim, config.n_heads, config.hidden_dim), (3, 96, 6, 100));
+        assert_eq!((config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.intermediate_size), (3, 96, 6, 100));
         assert_eq!((config.dropout, config.attention_dropout), (0.0, 0.3));
     }
 
     #[test]
     fn a_written_configuration_reads_back() {
-        let config = teacher(TEACHER, &Overrides { dropout: Some(0.0), ..Default::default() }).unwrap();
         let directory = tempfile::tempdir().unwrap();
-        for config in [StudentConfig { pad_token_id: None, ..config.clone() }, config] {
-            let path = directory.path().join("config.json");
-            std::fs::write(&path, config.to_json()).unwrap();
-            assert_eq!(StudentConfig::read(&path).unwrap(), config);
+        let path = directory.path().join("config.json");
+        for family in Family::ALL {
+            let overrides = Overrides { family, dropout: Some(0.0), activation: Some(Activation::Silu), ..Default::default() };
+            let config = teacher(&TEACHER.replace("\"pad", "\"layer_norm_eps\": 1e-5, \"pad"), &overrides).unwrap();
+            assert_eq!(config.layer_norm_eps, if family == Family::DistilBert { 1e-12 } else { 1e-5 });
+            let padless = StudentConfig { pad_token_id: None, ..config.clone() };
+            for config in [config, padless].into_iter().filter(|config| config.check().is_ok()) {
+                std::fs::write(&path, config.to_json()).unwrap();
+                assert_eq!(StudentConfig::read(&path).unwrap(), config);
+            }
         }
+        std::fs::write(&path, TEACHER.replace("bert", "electra")).unwrap();
+        let message = StudentConfig::read(&path).unwrap_err().to_string();
+        assert!(message.contains("model_type: expected one of distilbert, bert, roberta, albert, found electra"), "{message}");
+    }
+
+    #[test]
+    fn a_student_of_another_family_takes_sequences_as_long_as_the_teachers() {
+        let rows = |text: &str, family| teacher(text, &Overrides { family, ..Default::default() }).unwrap().max_position_embeddings;
+        let roberta =
+            TEACHER.replace("\"bert\"", "\"xlm-roberta\"").replace("512, \"hidden_d", "514, \"hidden_d").replace("_id\": 3", "_id\": 1");
+        assert_eq!((rows(TEACHER, Family::Bert), rows(TEACHER, Family::Roberta)), (512, 516));
+        assert_eq!((rows(&roberta, Family::DistilBert), rows(&roberta, Family::Roberta)), (512, 514));
+    }
+
+    #[test]
+    fn an_alberts_embeddings_are_as_wide_as_its_teachers_or_the_published_ones() {
+        let width = |text: &str, overrides: Overrides| teacher(text, &overrides).map(|config| config.embedding_size);
+        let albert = TEACHER.replace("\"bert\"", "\"albert\"").replace("\"vocab", "\"embedding_size\": 32, \"vocab");
+        let of = |family| Overrides { family, ..Default::default() };
+        assert_eq!(width(&albert, of(Family::Albert)).unwrap(), 32);
+        assert_eq!(width(TEACHER, of(Family::Albert)).unwrap(), ALBERT_EMBEDDING_SIZE);
+        let narrow = Overrides { hidden_size: Some(64), ..of(Family::Albert) };
+        assert_eq!(width(TEACHER, narrow).unwrap(), 64);
+        let bert = Overrides { embedding_size: Some(32), ..of(Family::Bert) };
+        assert!(width(TEACHER, bert).unwrap_err().to_string().contains("embedding_size: expected hidden_size = 256 for the family bert"));
     }
 
     #[test]
     fn another_activation_is_refused_by_name() {
-        let message = teacher(&TEACHER.replace("\"gelu\"", "\"gelu_new\""), &Overrides::default()).unwrap_err().to_string();
-        assert!(message.contains("hidden_act: expected \"gelu\", found \"gelu_new\""), "{message}");
+        let message = teacher(&TEACHER.replace("\"gelu\"", "\"gelu_10\""), &Overrides::default()).unwrap_err().to_string();
+        assert!(message.contains("hidden_act: expected one of gelu, gelu_new, relu, silu, found \"gelu_10\""), "{message}");
     }
 
     #[test]
@@ -286,7 +337,7 @@ mod tests {
 
     #[test]
     fn heads_must_divide_the_width() {
-        let message = teacher(TEACHER, &Overrides { n_heads: Some(5), ..Default::default() }).unwrap_err().to_string();
-        assert!(message.contains("n_heads: expected a divisor of dim = 256, found 5"), "{message}");
+        let message = teacher(TEACHER, &Overrides { num_attention_heads: Some(5), ..Default::default() }).unwrap_err().to_string();
+        assert!(message.contains("num_attention_heads: expected a divisor of hidden_size = 256, found 5"), "{message}");
     }
 }

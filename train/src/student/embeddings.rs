@@ -1,30 +1,78 @@
-//! What a row starts as: its token's and its position's embedding, normalised.
+//! What a row starts as: its token's, its place's and its segment's embedding, summed and normalised.
 
 use super::ParameterTable;
-use super::config::LAYER_NORM_EPSILON;
-use super::layout::{POSITION_EMBEDDINGS, WORD_EMBEDDINGS};
-use crate::kernels::{Affine, DropoutPlan, DropoutSite, Packing, ParameterRef, dropout, embeddings, layer_norm};
-use candle_core::{Result, Tensor};
+use super::config::StudentConfig;
+use super::family::Family;
+use super::names::Role;
+use crate::batcher::Batch;
+use crate::kernels::{Affine, DropoutPlan, DropoutSite, Lookup, Packing, ParameterRef, dropout, embeddings, layer_norm, linear};
+use candle_core::{Error, Result, Tensor};
 use std::sync::Arc;
 
 pub(super) struct Embeddings {
     word: ParameterRef,
     position: ParameterRef,
+    token_type: Option<ParameterRef>,
     norm: Affine,
+    /// An ALBERT's map to the hidden states' width.
+    mapping: Option<Affine>,
+    epsilon: f64,
+    first_position: u32,
+    /// The id that takes no place of its own, for a RoBERTa.
+    padding: Option<u32>,
 }
 
 impl Embeddings {
-    pub(super) fn new(table: &ParameterTable<'_>) -> Self {
+    pub(super) fn new(table: &ParameterTable<'_>, config: &StudentConfig) -> Self {
         Self {
-            word: table.get(WORD_EMBEDDINGS),
-            position: table.get(POSITION_EMBEDDINGS),
-            norm: table.affine("distilbert.embeddings.LayerNorm"),
+            word: table.weight(Role::WordEmbeddings),
+            position: table.weight(Role::PositionEmbeddings),
+            token_type: config.family.has_token_types().then(|| table.weight(Role::TokenTypeEmbeddings)),
+            norm: table.affine(Role::EmbeddingNorm),
+            mapping: (config.family == Family::Albert).then(|| table.affine(Role::EmbeddingMapping)),
+            epsilon: config.layer_norm_eps,
+            first_position: config.family.first_position(config.pad_token_id) as u32,
+            padding: config.pad_token_id.filter(|_| config.family == Family::Roberta),
         }
     }
 
-    /// `[tokens, dim]`; positions count from 0 in each sequence.
-    pub(super) fn forward(&self, input_ids: &[u32], packing: &Arc<Packing>, plan: &DropoutPlan) -> Result<Tensor> {
-        let summed = embeddings(&self.word, &self.position, input_ids, packing)?;
-        dropout(&layer_norm(&summed, &self.norm, LAYER_NORM_EPSILON)?, packing, plan, DropoutSite::Embeddings)
+    /// `[tokens, hidden]`; places count from the family's first in each sequence.
+    pub(super) fn forward(&self, batch: &Batch, packing: &Arc<Packing>, plan: &DropoutPlan) -> Result<Tensor> {
+        let mut lookups = vec![Lookup { table: self.word.clone(), indices: batch.input_ids.clone() }];
+        if let Some(table) = &self.token_type {
+            let zeros = || vec![0; batch.input_ids.len()];
+            let indices = if batch.token_type_ids.is_empty() { zeros() } else { batch.token_type_ids.clone() };
+            lookups.push(Lookup { table: table.clone(), indices });
+        }
+        lookups.push(Lookup { table: self.position.clone(), indices: self.positions(batch, packing)? });
+        let normalised = layer_norm(&embeddings(lookups)?, &self.norm, self.epsilon)?;
+        let dropped = dropout(&normalised, packing, plan, DropoutSite::Embeddings)?;
+        self.mapping.as_ref().map_or(Ok(dropped.clone()), |mapping| linear(&dropped, mapping))
+    }
+
+    /// A RoBERTa's padding token, should one stand among the others, takes its own row and is not counted.
+    fn positions(&self, batch: &Batch, packing: &Packing) -> Result<Vec<u32>> {
+        let rows = batch.input_ids.len();
+        if rows != packing.rows() {
+            return Err(Error::Msg(format!("embeddings: {rows} ids for {} rows", packing.rows())));
+        }
+        let fits = self.position.shape().dims2()?.0 - self.first_position as usize;
+        if packing.longest() > fits {
+            return Err(Error::Msg(format!("embeddings: a sequence of {} tokens for {fits} positions", packing.longest())));
+        }
+        let mut positions = Vec::with_capacity(rows);
+        for sequence in 0..packing.sequences() {
+            let mut next = self.first_position;
+            for id in &batch.input_ids[packing.range(sequence)] {
+                match self.padding {
+                    Some(padding) if padding == *id => positions.push(padding),
+                    _ => {
+                        positions.push(next);
+                        next += 1;
+                    }
+                }
+            }
+        }
+        Ok(positions)
     }
 }

@@ -1,10 +1,10 @@
 //! The masked-language-model head: what a hidden state says about its token, and what it costs.
 
 use super::ParameterTable;
-use super::config::LAYER_NORM_EPSILON;
-use super::layout::WORD_EMBEDDINGS;
+use super::config::StudentConfig;
+use super::names::Role;
 use crate::batcher::Batch;
-use crate::kernels::{Affine, HeadTargets, cosine_loss, gather_rows, head_loss, layer_norm, linear, linear_gelu};
+use crate::kernels::{Activation, Affine, HeadTargets, cosine_loss, gather_rows, head_loss, layer_norm, linear, linear_activated};
 use crate::loss::{LossParts, LossWeights, Normalisers};
 use candle_core::{Result, Tensor};
 
@@ -13,17 +13,20 @@ pub(super) struct MaskedLmHead {
     norm: Affine,
     /// The word embeddings as a map to the vocabulary, with a bias of their own.
     decoder: Affine,
+    activation: Activation,
+    epsilon: f64,
 }
 
 impl MaskedLmHead {
-    pub(super) fn new(table: &ParameterTable<'_>) -> Self {
-        let decoder = Affine { weight: table.get(WORD_EMBEDDINGS), bias: table.get("vocab_projector.bias") };
-        Self { transform: table.affine("vocab_transform"), norm: table.affine("vocab_layer_norm"), decoder }
+    pub(super) fn new(table: &ParameterTable<'_>, config: &StudentConfig) -> Self {
+        let decoder = Affine { weight: table.weight(Role::WordEmbeddings), bias: table.bias(Role::DecoderBias) };
+        let (activation, epsilon) = (config.head_activation(), config.layer_norm_eps);
+        Self { transform: table.affine(Role::HeadDense), norm: table.affine(Role::HeadNorm), decoder, activation, epsilon }
     }
 
-    /// `[asked, dim]`: what the decoder reads of the asked rows of `hidden` `[tokens, dim]`.
+    /// `[asked, embedding]`: what the decoder reads of the asked rows of `hidden` `[tokens, hidden]`.
     fn transformed(&self, hidden: &Tensor, asked: &[u32]) -> Result<Tensor> {
-        layer_norm(&linear_gelu(&gather_rows(hidden, asked)?, &self.transform)?, &self.norm, LAYER_NORM_EPSILON)
+        layer_norm(&linear_activated(&gather_rows(hidden, asked)?, &self.transform, self.activation)?, &self.norm, self.epsilon)
     }
 
     /// `[asked, vocabulary]`.
@@ -31,7 +34,7 @@ impl MaskedLmHead {
         linear(&self.transformed(hidden, asked)?, &self.decoder)
     }
 
-    /// The weighted loss of a micro-batch and its parts; see [`super::Student::loss`]. `hidden` is `[tokens, dim]`.
+    /// The weighted loss of a micro-batch and its parts; see [`super::Student::loss`]. `hidden` is `[tokens, hidden]`.
     pub(super) fn loss(
         &self,
         hidden: &Tensor,

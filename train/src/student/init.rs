@@ -10,8 +10,11 @@
 //! instead of 0.003 and 1.000 instead of 0.994.)
 
 use super::config::StudentConfig;
-use super::layout::{LAYER_PREFIX, POSITION_EMBEDDINGS, ParameterSpec};
+use super::family::Family;
+use super::layout::ParameterSpec;
+use super::names::{LayerPart, Role};
 use super::tensor_file::TensorFile;
+use super::tensor_source::TensorSource;
 use logitcache::error::{Error, Result};
 use std::path::Path;
 
@@ -33,18 +36,11 @@ pub fn default_layers(teacher_layers: usize, student_layers: usize) -> Result<Ve
     Ok((0..student_layers).map(|layer| (2 * layer * (teacher_layers - 1) + gaps - 1) / (2 * gaps)).collect())
 }
 
-/// Whose names a file uses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Family {
-    Bert,
-    DistilBert,
-}
-
 /// A teacher's file, ready to give each parameter of a student its first values.
-#[derive(Debug)]
 pub struct TeacherTensors {
-    file: TensorFile,
+    file: Box<dyn TensorSource>,
     family: Family,
+    student: Family,
     layers: Vec<usize>,
 }
 
@@ -55,32 +51,36 @@ impl TeacherTensors {
     /// # Errors
     /// A file that cannot be read, names of neither family, layers that the file does not have or whose number is not the student's.
     pub fn open(path: &Path, config: &StudentConfig, layers: Option<&[usize]>) -> Result<Self> {
-        let file = TensorFile::open(path)?;
-        let family = if file.contains("bert.embeddings.word_embeddings.weight") {
-            Family::Bert
-        } else if file.contains("distilbert.embeddings.word_embeddings.weight") {
-            Family::DistilBert
-        } else {
-            let expected = "bert.embeddings.word_embeddings.weight or distilbert.embeddings.word_embeddings.weight";
+        Self::new(Box::new(TensorFile::open(path)?), config, layers)
+    }
+
+    /// [`open`](Self::open), of tensors from anywhere.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn new(file: Box<dyn TensorSource>, config: &StudentConfig, layers: Option<&[usize]>) -> Result<Self> {
+        let words = |family: &Family| format!("{}.weight", Role::WordEmbeddings.name(*family));
+        let Some(family) = Family::ALL.into_iter().find(|family| file.contains(&words(family))) else {
+            let expected = Family::ALL.map(|family| words(&family)).join(" or ");
             let found = file.names().first().map_or("no tensor".to_owned(), |name| format!("tensors such as {name}"));
-            let remedy = "give a BertForMaskedLM or DistilBertForMaskedLM, or start at random";
+            let remedy = "give the masked language model of one of these families, or start at random";
             return Err(Error::data(file.path(), "tensor names", expected, found, remedy));
         };
-        let has_layer = |layer: &usize| file.contains(&layer_tensor(family, *layer, "attention.q_lin.weight"));
-        let teacher_layers = (0..).take_while(has_layer).count();
+        let query = |layer: &usize| format!("{}.weight", Role::Layer(*layer, LayerPart::Query).name(family));
+        let teacher_layers = (0..).take_while(|layer| file.contains(&query(layer))).count();
         let layers = match layers {
             Some(layers) => layers.to_owned(),
-            None => default_layers(teacher_layers, config.n_layers)?,
+            None => default_layers(teacher_layers, config.num_hidden_layers)?,
         };
-        if layers.len() != config.n_layers {
-            let (expected, found) = (format!("{} layers, one for each of the student's", config.n_layers), format!("{layers:?}"));
+        if layers.len() != config.num_hidden_layers {
+            let (expected, found) = (format!("{} layers, one for each of the student's", config.num_hidden_layers), format!("{layers:?}"));
             return Err(Error::usage("--init-layers", expected, found, "list as many as --layers asks for"));
         }
         if layers.iter().any(|layer| *layer >= teacher_layers) {
             let expected = format!("layers below {teacher_layers}, which {} has", file.path().display());
             return Err(Error::usage("--init-layers", expected, format!("{layers:?}"), "count the teacher's layers from 0"));
         }
-        Ok(Self { file, family, layers })
+        Ok(Self { file, family, student: config.family, layers })
     }
 
     /// The teacher's layer behind each of the student's.
@@ -93,13 +93,13 @@ impl TeacherTensors {
     /// # Errors
     /// The tensor is missing, has another shape or an unknown type, or holds a NaN or infinity.
     pub fn values(&mut self, parameter: &ParameterSpec) -> Result<Vec<f32>> {
-        let name = self.name_in_file(&parameter.name);
-        let mut values = self.file.read(&name, &parameter.shape)?;
-        let token_types = "bert.embeddings.token_type_embeddings.weight";
-        if parameter.name == POSITION_EMBEDDINGS && self.file.contains(token_types) {
+        let name = self.name_in_file(parameter);
+        let mut values = self.file.read_shaped(&name, &parameter.shape)?;
+        let token_types = format!("{}.weight", Role::TokenTypeEmbeddings.name(self.family));
+        if parameter.role == Role::PositionEmbeddings && self.student == Family::DistilBert && self.file.contains(&token_types) {
             let width = parameter.shape[1];
-            let types = self.file.shape(token_types).and_then(|shape| shape.first()).copied().unwrap_or(1).max(1);
-            let token_types = self.file.read(token_types, &[types, width])?;
+            let types = self.file.shape(&token_types).and_then(|shape| shape.first().copied()).unwrap_or(1).max(1);
+            let token_types = self.file.read_shaped(&token_types, &[types, width])?;
             for row in values.chunks_exact_mut(width) {
                 row.iter_mut().zip(&token_types[..width]).for_each(|(value, type_0)| *value += type_0);
             }
@@ -107,14 +107,12 @@ impl TeacherTensors {
         Ok(values)
     }
 
-    fn name_in_file(&self, student_name: &str) -> String {
-        let name = match student_name.strip_prefix(LAYER_PREFIX).and_then(|rest| rest.split_once('.')) {
-            Some((layer, part)) => {
-                let layer: usize = layer.parse().expect("the layout numbers the layers");
-                layer_tensor(self.family, self.layers[layer], part)
-            }
-            None => in_words_of(self.family, student_name),
+    fn name_in_file(&self, parameter: &ParameterSpec) -> String {
+        let role = match parameter.role {
+            Role::Layer(layer, part) => Role::Layer(self.layers[layer], part),
+            other => other,
         };
+        let name = format!("{}.{}", role.name(self.family), if parameter.bias { "bias" } else { "weight" });
         if self.file.contains(&name) {
             return name;
         }
@@ -127,38 +125,6 @@ impl TeacherTensors {
     }
 }
 
-/// BERT's words for the parts of a DistilBERT: within a layer, then outside of the layers.
-const BERT_WORDS: [(&str, &str); 12] = [
-    ("attention.q_lin.", "attention.self.query."),
-    ("attention.k_lin.", "attention.self.key."),
-    ("attention.v_lin.", "attention.self.value."),
-    ("attention.out_lin.", "attention.output.dense."),
-    ("sa_layer_norm.", "attention.output.LayerNorm."),
-    ("ffn.lin1.", "intermediate.dense."),
-    ("ffn.lin2.", "output.dense."),
-    ("output_layer_norm.", "output.LayerNorm."),
-    ("distilbert.embeddings.", "bert.embeddings."),
-    ("vocab_transform.", "cls.predictions.transform.dense."),
-    ("vocab_layer_norm.", "cls.predictions.transform.LayerNorm."),
-    ("vocab_projector.", "cls.predictions."),
-];
-
-fn in_words_of(family: Family, part: &str) -> String {
-    let word = BERT_WORDS.iter().find(|(student, _)| part.starts_with(student));
-    match (family, word) {
-        (Family::Bert, Some((student, bert))) => part.replacen(student, bert, 1),
-        _ => part.to_owned(),
-    }
-}
-
-fn layer_tensor(family: Family, layer: usize, part: &str) -> String {
-    let prefix = match family {
-        Family::Bert => "bert.encoder.layer.",
-        Family::DistilBert => LAYER_PREFIX,
-    };
-    format!("{prefix}{layer}.{}", in_words_of(family, part))
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::layout::layout;
@@ -169,15 +135,14 @@ mod tests {
     fn config(layers: usize) -> StudentConfig {
         StudentConfig {
             vocab_size: 11,
-            dim: 4,
-            n_layers: layers,
-            n_heads: 2,
-            hidden_dim: 6,
+            hidden_size: 4,
+            embedding_size: 4,
+            num_hidden_layers: layers,
+            num_attention_heads: 2,
+            intermediate_size: 6,
             max_position_embeddings: 5,
-            dropout: 0.1,
-            attention_dropout: 0.1,
-            initializer_range: 0.02,
             pad_token_id: Some(3),
+            ..StudentConfig::default()
         }
     }
 
@@ -195,10 +160,7 @@ mod tests {
         let mut tensors: Vec<(String, Vec<usize>)> = layout(&config(layers))
             .into_iter()
             .map(|parameter| {
-                let name = match parameter.name.strip_prefix(LAYER_PREFIX).and_then(|rest| rest.split_once('.')) {
-                    Some((layer, part)) => layer_tensor(family, layer.parse().unwrap(), part),
-                    None => in_words_of(family, &parameter.name),
-                };
+                let name = format!("{}.{}", parameter.role.name(family), if parameter.bias { "bias" } else { "weight" });
                 (name, parameter.shape)
             })
             .collect();
@@ -302,17 +264,17 @@ mod tests {
             "{missing}"
         );
 
-        let wide = StudentConfig { dim: 8, ..config(2) };
+        let wide = StudentConfig { hidden_size: 8, embedding_size: 8, ..config(2) };
         let shape = open(&path, &wide, None).unwrap().values(&layout(&wide)[0]).unwrap_err().to_string();
         assert!(shape.contains("tensor bert.embeddings.word_embeddings.weight: expected shape [11, 8], found shape [11, 4]"), "{shape}");
 
-        let beyond = open(&path, &student, Some(&[0, 3])).unwrap_err();
+        let beyond = open(&path, &student, Some(&[0, 3])).err().unwrap();
         assert!(beyond.exit_code() == 2 && beyond.to_string().contains("--init-layers: expected layers below 3"), "{beyond}");
-        let count = open(&path, &student, Some(&[0])).unwrap_err().to_string();
+        let count = open(&path, &student, Some(&[0])).err().unwrap().to_string();
         assert!(count.contains("--init-layers: expected 2 layers"), "{count}");
 
-        let (_directory, path) = teacher(Family::Bert, 1, |name| format!("roberta.{name}"));
-        let names = open(&path, &config(1), None).unwrap_err().to_string();
-        assert!(names.contains("found tensors such as roberta."), "{names}");
+        let (_directory, path) = teacher(Family::Bert, 1, |name| format!("model.{name}"));
+        let names = open(&path, &config(1), None).err().unwrap().to_string();
+        assert!(names.contains("found tensors such as model."), "{names}");
     }
 }

@@ -1,24 +1,29 @@
-//! The student: a DistilBERT masked language model (Sanh et al. 2019) on packed rows.
+//! The student: a masked language model of one of four [families](family) on packed rows.
 //!
 //! ```text
-//! ids -> word + position -> LayerNorm -> dropout                                                                  embeddings
-//!     -> n_layers x [ x = LayerNorm(x + attention(x)); x = LayerNorm(x + dropout(W2 gelu(W1 x))) ]                block, attention
-//!     -> the asked rows -> LayerNorm(gelu(W x)) -> word embeddings, transposed, + bias                            heads
+//! ids -> word + position (+ token type) -> LayerNorm -> dropout (-> ALBERT: W x + b)                                embeddings
+//!     -> num_hidden_layers x [ x = LayerNorm(x + attention(x)); x = LayerNorm(x + W2 activation(W1 x)) ]            block, attention
+//!     -> the asked rows -> LayerNorm(activation(W x)) -> word embeddings, transposed, + bias                        heads
 //! ```
 //!
-//! No token types, no pooler, a decoder tied to the word embeddings. Rows of several sequences lie end to end; attention, positions and
-//! dropout look at the batch's offsets, so a sequence's result does not depend on its neighbours. Values come from [`init`], [`random`] or
-//! a saved directory, names and their order from [`layout()`], the settings from [`config`].
+//! Dropout inside a block stands where the family has it. No pooler, a decoder tied to the word embeddings; an ALBERT's layers share one set
+//! of parameters. Rows of several sequences lie end to end; attention, positions and dropout look at the batch's offsets, so a sequence's
+//! result does not depend on its neighbours. Values come from [`init`], [`random`] or a saved directory; [`names`] says what each family
+//! calls a parameter, [`layout()`] their order, [`config`] the settings.
 
 mod attention;
 mod block;
 pub mod config;
+mod config_file;
 mod embeddings;
+pub mod family;
 mod heads;
 pub mod init;
 pub mod layout;
+pub mod names;
 pub mod random;
 pub mod tensor_file;
+pub mod tensor_source;
 pub mod tensor_writer;
 
 use crate::batcher::Batch;
@@ -29,14 +34,17 @@ use logitcache::error::{Error, Result};
 use std::sync::Arc;
 
 pub use config::{Overrides, StudentConfig};
+pub use family::Family;
 pub use init::TeacherTensors;
 pub use layout::{ParameterSpec, layout};
+pub use names::{LayerPart, Role};
 pub use random::at_random;
+pub use tensor_source::TensorSource;
 
 /// Gives the first values of a parameter, row-major, as many as its shape has.
 pub type ValueSource<'a> = dyn FnMut(&ParameterSpec) -> Result<Vec<f32>> + 'a;
 
-/// A DistilBERT masked language model with its parameters.
+/// A masked language model with its parameters.
 pub struct Student {
     config: StudentConfig,
     parameters: Vec<ParameterRef>,
@@ -58,10 +66,10 @@ impl Student {
             let values = source(&spec)?;
             parameters.push(parameter(&spec, values, dtype)?);
         }
-        let table = ParameterTable(&parameters);
-        let embeddings = embeddings::Embeddings::new(&table);
-        let blocks = (0..config.n_layers).map(|layer| block::Block::new(&table, layer, config.n_heads)).collect();
-        let head = heads::MaskedLmHead::new(&table);
+        let table = ParameterTable { family: config.family, parameters: &parameters };
+        let embeddings = embeddings::Embeddings::new(&table, &config);
+        let blocks = (0..config.num_hidden_layers).map(|layer| block::Block::new(&table, &config, layer)).collect();
+        let head = heads::MaskedLmHead::new(&table, &config);
         Ok(Self { config, parameters, embeddings, blocks, head })
     }
 
@@ -91,7 +99,7 @@ impl Student {
     /// Ids outside the vocabulary, a sequence longer than the position embeddings, offsets that do not fit the rows.
     pub fn forward_hidden(&self, batch: &Batch, dropout: &DropoutPlan) -> candle_core::Result<Tensor> {
         let packing = packing(batch)?;
-        self.encode(self.embeddings.forward(&batch.input_ids, &packing, dropout)?, &packing, dropout)
+        self.encode(self.embeddings.forward(batch, &packing, dropout)?, &packing, dropout)
     }
 
     /// The last hidden state `[tokens, dim]` without dropout and without keeping anything for a backward pass.
@@ -100,7 +108,7 @@ impl Student {
     /// As [`forward_hidden`](Self::forward_hidden).
     pub fn hidden_states(&self, batch: &Batch) -> candle_core::Result<Tensor> {
         let (packing, dropout) = (packing(batch)?, DropoutPlan::off());
-        self.encode(self.embeddings.forward(&batch.input_ids, &packing, &dropout)?.detach(), &packing, &dropout)
+        self.encode(self.embeddings.forward(batch, &packing, &dropout)?.detach(), &packing, &dropout)
     }
 
     /// Logits `[asked, vocabulary]` of the asked rows, without dropout and without keeping anything for a backward pass. They exist whole: the
@@ -149,16 +157,27 @@ fn parameter(spec: &ParameterSpec, values: Vec<f32>, dtype: DType) -> Result<Par
 }
 
 /// The parameters by name, for the parts that share them.
-struct ParameterTable<'a>(&'a [ParameterRef]);
+struct ParameterTable<'a> {
+    family: Family,
+    parameters: &'a [ParameterRef],
+}
 
 impl ParameterTable<'_> {
     fn get(&self, name: &str) -> ParameterRef {
-        let found = self.0.iter().find(|parameter| parameter.name() == name);
+        let found = self.parameters.iter().find(|parameter| parameter.name() == name);
         found.unwrap_or_else(|| panic!("the layout has no parameter {name}, which the student is built from")).clone()
     }
 
-    fn affine(&self, name: &str) -> Affine {
-        Affine { weight: self.get(&format!("{name}.weight")), bias: self.get(&format!("{name}.bias")) }
+    fn weight(&self, role: Role) -> ParameterRef {
+        self.get(&format!("{}.weight", role.name(self.family)))
+    }
+
+    fn bias(&self, role: Role) -> ParameterRef {
+        self.get(&format!("{}.bias", role.name(self.family)))
+    }
+
+    fn affine(&self, role: Role) -> Affine {
+        Affine { weight: self.weight(role), bias: self.bias(role) }
     }
 }
 

@@ -1,7 +1,9 @@
 //! A student's first weights out of a seed.
 
 use super::config::StudentConfig;
-use super::layout::{ParameterSpec, WORD_EMBEDDINGS};
+use super::family::Family;
+use super::layout::ParameterSpec;
+use super::names::Role;
 use logitcache::seed::{Purpose, RandomStream};
 use rayon::prelude::*;
 
@@ -18,8 +20,14 @@ pub fn at_random(config: &StudentConfig, seed: u64, parameter: &ParameterSpec) -
         let mut stream = RandomStream::new(seed, Purpose::Initialisation, &[parameter.number as u64, row as u64]);
         values.iter_mut().for_each(|value| *value = (config.initializer_range * stream.normal()) as f32);
     });
-    if let (Some(pad), true) = (config.pad_token_id, parameter.name == WORD_EMBEDDINGS) {
-        values[pad as usize * config.dim..][..config.dim].fill(0.0);
+    let has_padding_row = match parameter.role {
+        Role::WordEmbeddings => true,
+        Role::PositionEmbeddings => config.family == Family::Roberta,
+        _ => false,
+    };
+    if let (Some(pad), true) = (config.pad_token_id, has_padding_row) {
+        let width = parameter.shape[1];
+        values[pad as usize * width..][..width].fill(0.0);
     }
     values
 }
@@ -33,15 +41,17 @@ mod tests {
     fn random_values_have_their_moments_and_depend_on_the_seed() {
         let config = StudentConfig {
             vocab_size: 400,
-            dim: 64,
-            n_layers: 1,
-            n_heads: 2,
-            hidden_dim: 100,
+            hidden_size: 64,
+            embedding_size: 64,
+            num_hidden_layers: 1,
+            num_attention_heads: 2,
+            intermediate_size: 100,
             max_position_embeddings: 5,
             dropout: 0.1,
             attention_dropout: 0.1,
             initializer_range: 0.02,
             pad_token_id: Some(3),
+            ..StudentConfig::default()
         };
         for parameter in layout(&config) {
             let values = at_random(&config, 5, &parameter);

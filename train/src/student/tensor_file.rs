@@ -1,5 +1,6 @@
 //! Named tensors of a `.safetensors` file, read one at a time: the header first, then only the bytes of the tensors that are asked for.
 
+use super::tensor_source::TensorSource;
 use half::{bf16, f16};
 use logitcache::error::{Error, Result};
 use safetensors::tensor::{Dtype, Metadata};
@@ -55,49 +56,41 @@ impl TensorFile {
         Ok(Self { path, file, metadata, data_start })
     }
 
-    /// The file opened.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Whether the file holds a tensor of this name.
-    pub fn contains(&self, name: &str) -> bool {
-        self.metadata.info(name).is_some()
-    }
-
-    /// Every tensor's name, in the order of their bytes.
-    pub fn names(&self) -> Vec<String> {
-        self.metadata.offset_keys()
-    }
-
-    /// The shape of a tensor, as the header has it.
-    pub fn shape(&self, name: &str) -> Option<&[usize]> {
-        self.metadata.info(name).map(|info| info.shape.as_slice())
-    }
-
-    /// Reads one tensor as float32, row-major. float16 and bfloat16 widen exactly.
+    /// Reads one tensor of this shape as float32, row-major. float16 and bfloat16 widen exactly.
     ///
     /// # Errors
     /// No such tensor, another shape than `shape`, another type than float32, float16 or bfloat16, or a NaN or infinity among the values.
     pub fn read(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        let refuse = |path: &Path, expected: String, found: String, remedy: &str| {
+        self.read_shaped(name, shape)
+    }
+}
+
+impl TensorSource for TensorFile {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// In the order of their bytes.
+    fn names(&self) -> Vec<String> {
+        self.metadata.offset_keys()
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.metadata.info(name).map(|info| info.shape.clone())
+    }
+
+    fn read(&mut self, name: &str) -> Result<Vec<f32>> {
+        let refuse = |path: &Path, expected: &str, found: String, remedy: &str| {
             Error::data(path, format!("tensor {name}"), expected, found, remedy.to_owned())
         };
-        let Some(info) = self.metadata.info(name) else {
-            let found = format!("no such tensor among {}", self.metadata.tensors().len());
-            return Err(refuse(&self.path, format!("shape {shape:?}"), found, "give a masked language model's file, its head included"));
-        };
-        if info.shape != shape {
-            let remedy = "start from a model of the student's width, feed-forward width, vocabulary and length, or at random";
-            return Err(refuse(&self.path, format!("shape {shape:?}"), format!("shape {:?}", info.shape), remedy));
-        }
+        let Some(info) = self.metadata.info(name) else { return Err(self.refuse_absent(name, &[])) };
         let decode = match info.dtype {
             Dtype::F32 => |bytes: &[u8]| -> Vec<f32> { elements(bytes).map(f32::from_le_bytes).collect() },
             Dtype::F16 => |bytes: &[u8]| elements(bytes).map(|pair| f16::from_le_bytes(pair).to_f32()).collect(),
             Dtype::BF16 => |bytes: &[u8]| elements(bytes).map(|pair| bf16::from_le_bytes(pair).to_f32()).collect(),
             other => {
                 let remedy = "save the model in one of these types";
-                return Err(refuse(&self.path, "float32, float16 or bfloat16".into(), format!("{other:?}"), remedy));
+                return Err(refuse(&self.path, "float32, float16 or bfloat16", format!("{other:?}"), remedy));
             }
         };
         let (start, end) = info.data_offsets;
@@ -107,7 +100,7 @@ impl TensorFile {
         let values = decode(&bytes);
         if let Some(i) = values.iter().position(|value| !value.is_finite()) {
             let found = format!("{} at element {i}", values[i]);
-            return Err(refuse(&self.path, "finite values".into(), found, "the model is damaged: save it again"));
+            return Err(refuse(&self.path, "finite values", found, "the model is damaged: save it again"));
         }
         Ok(values)
     }

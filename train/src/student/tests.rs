@@ -1,7 +1,7 @@
 //! The whole student: against a plain reference, against finite differences, alone and packed.
 
 use super::*;
-use crate::kernels::Element;
+use crate::kernels::{Activation, Element};
 use logitcache::seed::{Purpose, RandomStream};
 
 const TEMPERATURE: f64 = 2.0;
@@ -9,16 +9,30 @@ const TEMPERATURE: f64 = 2.0;
 fn config() -> StudentConfig {
     StudentConfig {
         vocab_size: 13,
-        dim: 8,
-        n_layers: 2,
-        n_heads: 2,
-        hidden_dim: 12,
+        hidden_size: 8,
+        embedding_size: 8,
+        num_hidden_layers: 2,
+        num_attention_heads: 2,
+        intermediate_size: 12,
         max_position_embeddings: 7,
         dropout: 0.1,
         attention_dropout: 0.1,
         initializer_range: 0.3,
         pad_token_id: Some(0),
+        ..StudentConfig::default()
     }
+}
+
+/// A small student of each family, with another activation each.
+fn families() -> [StudentConfig; 4] {
+    let of = |family, activation| StudentConfig { family, activation, type_vocab_size: 2, layer_norm_eps: 1e-5, ..config() };
+    [
+        config(),
+        of(Family::Bert, Activation::Silu),
+        // Its positions begin at 2, and its head keeps GELU.
+        StudentConfig { pad_token_id: Some(1), max_position_embeddings: 9, ..of(Family::Roberta, Activation::Relu) },
+        StudentConfig { embedding_size: 5, num_hidden_layers: 3, ..of(Family::Albert, Activation::GeluNew) },
+    ]
 }
 
 /// A student whose every value is random, biases and LayerNorm weights included, so that none of them can be forgotten unnoticed.
@@ -39,7 +53,10 @@ fn batch(config: &StudentConfig) -> Batch {
     let mut batch = Batch { sequence_ids: vec![5, 9, 2], passes: vec![0, 1, 0], offsets, k, ..Default::default() };
     for row in 0..14u32 {
         batch.input_ids.push(stream.below(config.vocab_size) as u32);
-        batch.hidden.extend((0..config.dim).map(|_| stream.normal() as f32));
+        if config.family.has_token_types() {
+            batch.token_type_ids.push(u32::from(row % 4 == 2));
+        }
+        batch.hidden.extend((0..config.hidden_size).map(|_| stream.normal() as f32));
         if row % 5 == 3 {
             continue;
         }
@@ -64,6 +81,7 @@ fn part(batch: &Batch, sequences: std::ops::Range<usize>, dim: usize) -> Batch {
         passes: batch.passes[sequences.clone()].to_vec(),
         offsets: batch.offsets[sequences.start..=sequences.end].iter().map(|offset| offset - start).collect(),
         input_ids: batch.input_ids[start..end].to_vec(),
+        token_type_ids: batch.token_type_ids.get(start..end).map(<[u32]>::to_vec).unwrap_or_default(),
         asked: batch.asked[first..last].iter().map(|row| row - start as u32).collect(),
         k: batch.k,
         top_ids: batch.top_ids[first * batch.k..last * batch.k].to_vec(),
@@ -95,58 +113,64 @@ fn norm(values: &[f64]) -> f64 {
 
 #[test]
 fn every_parameter_receives_a_finite_gradient_that_is_not_zero() {
-    let student = student(config(), DType::F32);
-    let batch = batch(student.config());
-    let parts = backward(&student, &batch, &normalisers(&batch), &student.dropout_plan(1, 2));
-    assert!(parts.total > 0.0 && (parts.total - (5.0 * parts.ce + 2.0 * parts.mlm + parts.cos)).abs() < 1e-5, "{parts:?}");
-    let gradients = gradients::<f32>(&student);
-    let norms: Vec<f64> = gradients.iter().map(|gradient| norm(gradient)).collect();
-    for (parameter, norm) in student.parameters().iter().zip(&norms) {
-        assert!(norm.is_finite(), "{}: {norm}", parameter.name());
-        // A key's bias adds the same number to all of a query's scores, which a softmax does not see: its gradient is 0 but for rounding.
-        if parameter.name().ends_with("k_lin.bias") {
-            assert!(*norm < 1e-5, "{}: {norm}", parameter.name());
-        } else {
-            assert!(*norm > 1e-4, "{}: {norm}", parameter.name());
+    for config in families() {
+        let student = student(config, DType::F32);
+        let batch = batch(student.config());
+        let parts = backward(&student, &batch, &normalisers(&batch), &student.dropout_plan(1, 2));
+        assert!(parts.total > 0.0 && (parts.total - (5.0 * parts.ce + 2.0 * parts.mlm + parts.cos)).abs() < 1e-5, "{parts:?}");
+        let gradients = gradients::<f32>(&student);
+        let norms: Vec<f64> = gradients.iter().map(|gradient| norm(gradient)).collect();
+        for (spec, norm) in layout(student.config()).iter().zip(&norms) {
+            assert!(norm.is_finite(), "{}: {norm}", spec.name);
+            // A key's bias adds the same number to all of a query's scores, which a softmax does not see: its gradient is 0 but for rounding.
+            if spec.bias && matches!(spec.role, Role::Layer(_, LayerPart::Key)) {
+                assert!(*norm < 1e-5, "{}: {norm}", spec.name);
+            } else {
+                assert!(*norm > 1e-4, "{}: {norm}", spec.name);
+            }
         }
     }
 }
 
 #[test]
 fn gradients_are_those_of_finite_differences() {
-    let student = student(config(), DType::F64);
-    let batch = batch(student.config());
-    let (normalisers, plan) = (normalisers(&batch), student.dropout_plan(1, 2));
-    backward(&student, &batch, &normalisers, &plan);
-    let gradients = gradients::<f64>(&student);
-    let loss = || student.loss(&batch, TEMPERATURE, &LossWeights::default(), &normalisers, &plan).unwrap().1.total;
-    let step = 1e-5;
-    for (parameter, gradient) in student.parameters().iter().zip(&gradients) {
-        let shift = |i: usize, by: f64| parameter.update(|value: &mut [f64], _: &mut [f64]| value[i] += by).unwrap();
-        // A stride that is prime to the widths, so that the elements tried lie in many rows and columns.
-        for i in (0..gradient.len()).step_by(if gradient.len() > 20 { 7 } else { 1 }) {
-            shift(i, step);
-            let above = loss();
-            shift(i, -2.0 * step);
-            let below = loss();
-            shift(i, step);
-            let slope = (above - below) / (2.0 * step);
-            let error = (slope - gradient[i]).abs();
-            assert!(error < 1e-8 + 1e-6 * slope.abs(), "{} element {i}: {} against a slope of {slope}", parameter.name(), gradient[i]);
+    for config in families() {
+        let student = student(config, DType::F64);
+        let batch = batch(student.config());
+        let (normalisers, plan) = (normalisers(&batch), student.dropout_plan(1, 2));
+        backward(&student, &batch, &normalisers, &plan);
+        let gradients = gradients::<f64>(&student);
+        let loss = || student.loss(&batch, TEMPERATURE, &LossWeights::default(), &normalisers, &plan).unwrap().1.total;
+        let step = 1e-5;
+        for (parameter, gradient) in student.parameters().iter().zip(&gradients) {
+            let shift = |i: usize, by: f64| parameter.update(|value: &mut [f64], _: &mut [f64]| value[i] += by).unwrap();
+            // A stride that is prime to the widths, so that the elements tried lie in many rows and columns.
+            for i in (0..gradient.len()).step_by(if gradient.len() > 20 { 7 } else { 1 }) {
+                shift(i, step);
+                let above = loss();
+                shift(i, -2.0 * step);
+                let below = loss();
+                shift(i, step);
+                let slope = (above - below) / (2.0 * step);
+                let error = (slope - gradient[i]).abs();
+                assert!(error < 1e-8 + 1e-6 * slope.abs(), "{} element {i}: {} against a slope of {slope}", parameter.name(), gradient[i]);
+            }
         }
     }
 }
 
 #[test]
 fn logits_are_those_of_a_plain_reference() {
-    let student = student(config(), DType::F32);
-    let batch = batch(student.config());
-    let expected = reference::logits(&student, &batch);
-    let found = student.logits(&batch).unwrap();
-    assert_eq!(found.dims(), [batch.asked.len(), 13]);
-    for (row, (found, expected)) in found.to_vec2::<f32>().unwrap().iter().zip(&expected).enumerate() {
-        for (id, (a, b)) in found.iter().zip(expected).enumerate() {
-            assert!((f64::from(*a) - b).abs() < 1e-4, "asked row {row}, id {id}: {a}, reference {b}");
+    for config in families() {
+        let student = student(config, DType::F32);
+        let batch = batch(student.config());
+        let expected = reference::logits(&student, &batch);
+        let found = student.logits(&batch).unwrap();
+        assert_eq!(found.dims(), [batch.asked.len(), 13]);
+        for (row, (found, expected)) in found.to_vec2::<f32>().unwrap().iter().zip(&expected).enumerate() {
+            for (id, (a, b)) in found.iter().zip(expected).enumerate() {
+                assert!((f64::from(*a) - b).abs() < 1e-4, "asked row {row}, id {id}: {a}, reference {b}");
+            }
         }
     }
 }
@@ -204,7 +228,7 @@ fn batches_that_cannot_be_run_are_errors() {
     let student = student(config(), DType::F32);
     let good = batch(student.config());
     let refused = |batch: Batch| student.logits(&batch).unwrap_err().to_string();
-    assert!(refused(Batch { input_ids: vec![13; 14], ..good.clone() }).contains("vocabulary of 13"));
+    assert!(refused(Batch { input_ids: vec![13; 14], ..good.clone() }).contains("of 13 rows"));
     let long = Batch { offsets: vec![0, 9, 11, 14], ..good.clone() };
     assert!(refused(long).contains("9 tokens for 7 positions"));
     assert!(refused(Batch { asked: vec![3, 14], ..good }).contains("row 14"));
@@ -212,96 +236,4 @@ fn batches_that_cannot_be_run_are_errors() {
     assert!(short.contains("word_embeddings.weight: expected 104 values, found 1"), "{short}");
 }
 
-/// DistilBERT as its paper and `transformers` describe it, one sequence at a time, in loops.
-mod reference {
-    use super::*;
-
-    type Rows = Vec<Vec<f64>>;
-
-    struct Values<'a>(&'a Student);
-
-    impl Values<'_> {
-        fn get(&self, name: &str) -> Vec<f64> {
-            let parameter = self.0.parameters().iter().find(|parameter| parameter.name() == name).unwrap();
-            parameter.with_value(|value: &[f32]| value.iter().map(|value| f64::from(*value)).collect()).unwrap()
-        }
-
-        fn linear(&self, name: &str, x: &Rows) -> Rows {
-            let (weight, bias) = (self.get(&format!("{name}.weight")), self.get(&format!("{name}.bias")));
-            times(x, &weight, &bias)
-        }
-
-        fn layer_norm(&self, name: &str, x: &Rows) -> Rows {
-            let (weight, bias) = (self.get(&format!("{name}.weight")), self.get(&format!("{name}.bias")));
-            let row = |x: &Vec<f64>| {
-                let mean = x.iter().sum::<f64>() / x.len() as f64;
-                let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / x.len() as f64;
-                (0..x.len()).map(|j| (x[j] - mean) / (variance + config::LAYER_NORM_EPSILON).sqrt() * weight[j] + bias[j]).collect()
-            };
-            x.iter().map(row).collect()
-        }
-    }
-
-    fn times(x: &Rows, weight: &[f64], bias: &[f64]) -> Rows {
-        let dot = |x: &[f64], w: &[f64]| x.iter().zip(w).map(|(x, w)| x * w).sum::<f64>();
-        x.iter().map(|x| bias.iter().zip(weight.chunks_exact(x.len())).map(|(b, w)| dot(x, w) + b).collect()).collect()
-    }
-
-    fn plus(a: &Rows, b: &Rows) -> Rows {
-        a.iter().zip(b).map(|(a, b)| a.iter().zip(b).map(|(a, b)| a + b).collect()).collect()
-    }
-
-    /// x times the integral of the normal density up to x, by Simpson's rule from -12.
-    fn gelu(x: f64) -> f64 {
-        let intervals = 4000;
-        let width = (x + 12.0) / f64::from(intervals);
-        let density = |x: f64| (-0.5 * x * x).exp() / std::f64::consts::TAU.sqrt();
-        let weight = |i: i32| if i == 0 || i == intervals { 1.0 } else { f64::from(2 + 2 * (i % 2)) };
-        x * (0..=intervals).map(|i| weight(i) * density(-12.0 + width * f64::from(i))).sum::<f64>() * width / 3.0
-    }
-
-    fn attention(values: &Values<'_>, prefix: &str, x: &Rows, heads: usize) -> Rows {
-        let project = |name: &str| values.linear(&format!("{prefix}.attention.{name}"), x);
-        let (q, k, v) = (project("q_lin"), project("k_lin"), project("v_lin"));
-        let width = x[0].len() / heads;
-        let mut mixed = vec![vec![0.0; x[0].len()]; x.len()];
-        for head in 0..heads {
-            let columns = head * width..(head + 1) * width;
-            for i in 0..x.len() {
-                let dot = |j: usize| columns.clone().map(|c| q[i][c] * k[j][c]).sum::<f64>() / (width as f64).sqrt();
-                let weights: Vec<f64> = (0..x.len()).map(|j| dot(j).exp()).collect();
-                let sum: f64 = weights.iter().sum();
-                for c in columns.clone() {
-                    mixed[i][c] = (0..x.len()).map(|j| weights[j] / sum * v[j][c]).sum();
-                }
-            }
-        }
-        values.linear(&format!("{prefix}.attention.out_lin"), &mixed)
-    }
-
-    fn hidden(values: &Values<'_>, ids: &[u32]) -> Rows {
-        let config = values.0.config();
-        let (words, places) = (values.get(layout::WORD_EMBEDDINGS), values.get(layout::POSITION_EMBEDDINGS));
-        let dim = config.dim;
-        let row = |(place, id): (usize, &u32)| (0..dim).map(|j| words[*id as usize * dim + j] + places[place * dim + j]).collect();
-        let mut x: Rows = values.layer_norm("distilbert.embeddings.LayerNorm", &ids.iter().enumerate().map(row).collect());
-        for layer in 0..config.n_layers {
-            let prefix = format!("distilbert.transformer.layer.{layer}");
-            x = values.layer_norm(&format!("{prefix}.sa_layer_norm"), &plus(&x, &attention(values, &prefix, &x, config.n_heads)));
-            let mut wide = values.linear(&format!("{prefix}.ffn.lin1"), &x);
-            wide.iter_mut().flatten().for_each(|x| *x = gelu(*x));
-            x = values.layer_norm(&format!("{prefix}.output_layer_norm"), &plus(&x, &values.linear(&format!("{prefix}.ffn.lin2"), &wide)));
-        }
-        x
-    }
-
-    pub(super) fn logits(student: &Student, batch: &Batch) -> Rows {
-        let values = Values(student);
-        let rows: Rows = batch.offsets.windows(2).flat_map(|pair| hidden(&values, &batch.input_ids[pair[0]..pair[1]])).collect();
-        let asked: Rows = batch.asked.iter().map(|row| rows[*row as usize].clone()).collect();
-        let mut transformed = values.linear("vocab_transform", &asked);
-        transformed.iter_mut().flatten().for_each(|x| *x = gelu(*x));
-        let transformed = values.layer_norm("vocab_layer_norm", &transformed);
-        times(&transformed, &values.get(layout::WORD_EMBEDDINGS), &values.get("vocab_projector.bias"))
-    }
-}
+mod reference;

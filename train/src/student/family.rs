@@ -1,0 +1,108 @@
+//! The families of masked language models a student can be: whose names its weights carry and how its layers are wired.
+//!
+//! | family | token types | positions | dropout besides embeddings and attention | head | layers |
+//! | --- | --- | --- | --- | --- | --- |
+//! | DistilBERT (Sanh et al. 2019) | none | from 0 | feed-forward | activation | own |
+//! | BERT (Devlin et al. 2019) | a table | from 0 | attention output, feed-forward | activation | own |
+//! | RoBERTa (Liu et al. 2019) | a table | from the padding id + 1 | attention output, feed-forward | always GELU | own |
+//! | ALBERT (Lan et al. 2020) | a table | from 0 | attention output | activation | one set for all |
+
+use std::fmt;
+use std::str::FromStr;
+
+/// Whose names and wiring a student has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Family {
+    /// No token types, no dropout after the attention's output.
+    #[default]
+    DistilBert,
+    /// The original.
+    Bert,
+    /// BERT whose positions count from the padding id + 1 and whose head always uses GELU.
+    Roberta,
+    /// One set of layer parameters used for every layer, embeddings narrower than the hidden states.
+    Albert,
+}
+
+impl Family {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::DistilBert, Self::Bert, Self::Roberta, Self::Albert];
+
+    /// The name that flags and a `config.json`'s `model_type` use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::DistilBert => "distilbert",
+            Self::Bert => "bert",
+            Self::Roberta => "roberta",
+            Self::Albert => "albert",
+        }
+    }
+
+    /// The family of a teacher's `model_type`; XLM-RoBERTa and CamemBERT are RoBERTas under other names. `None` for a model of another kind.
+    pub fn of_model_type(model_type: &str) -> Option<Self> {
+        match model_type {
+            "xlm-roberta" | "camembert" => Some(Self::Roberta),
+            _ => model_type.parse().ok(),
+        }
+    }
+
+    /// The class that `transformers` builds.
+    pub fn architecture(self) -> &'static str {
+        match self {
+            Self::DistilBert => "DistilBertForMaskedLM",
+            Self::Bert => "BertForMaskedLM",
+            Self::Roberta => "RobertaForMaskedLM",
+            Self::Albert => "AlbertForMaskedLM",
+        }
+    }
+
+    /// Whether the embeddings add a token-type row to every token.
+    pub fn has_token_types(self) -> bool {
+        self != Self::DistilBert
+    }
+
+    /// The row of the position embeddings that a sequence's first token takes.
+    pub fn first_position(self, pad_token_id: Option<u32>) -> usize {
+        match (self, pad_token_id) {
+            (Self::Roberta, Some(pad)) => pad as usize + 1,
+            _ => 0,
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Family {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let found = Self::ALL.into_iter().find(|family| family.name() == text);
+        found.ok_or_else(|| format!("one of {}", Self::ALL.map(Self::name).join(", ")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_read_back_and_relatives_are_known() {
+        for family in Family::ALL {
+            assert_eq!(family.to_string().parse(), Ok(family));
+            assert_eq!(Family::of_model_type(family.name()), Some(family));
+        }
+        assert_eq!(Family::of_model_type("camembert"), Some(Family::Roberta));
+        assert_eq!(Family::of_model_type("electra"), None);
+        assert!("gpt2".parse::<Family>().unwrap_err().contains("distilbert, bert, roberta, albert"));
+    }
+
+    #[test]
+    fn positions_begin_after_robertas_padding_id() {
+        assert_eq!(Family::Roberta.first_position(Some(1)), 2);
+        assert_eq!(Family::Bert.first_position(Some(1)), 0);
+    }
+}

@@ -1,0 +1,109 @@
+//! What a parameter is for, and what each family calls it.
+
+use super::family::Family;
+
+/// The place of a parameter in a student, whichever family it is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// `[vocabulary, embedding]`; the decoder's weight too.
+    WordEmbeddings,
+    /// `[positions, embedding]`.
+    PositionEmbeddings,
+    /// `[types, embedding]`; not in a DistilBERT.
+    TokenTypeEmbeddings,
+    /// The LayerNorm of the summed embeddings.
+    EmbeddingNorm,
+    /// ALBERT's map from the embeddings to the hidden states, `[hidden, embedding]`.
+    EmbeddingMapping,
+    /// A part of a layer, counted from 0; an ALBERT has parameters for layer 0 alone.
+    Layer(usize, LayerPart),
+    /// The head's linear map, `[embedding, hidden]`.
+    HeadDense,
+    /// The head's LayerNorm.
+    HeadNorm,
+    /// The decoder's bias, `[vocabulary]`.
+    DecoderBias,
+}
+
+/// A part of a transformer layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LayerPart {
+    /// `[hidden, hidden]`, a head's rows together.
+    Query,
+    /// `[hidden, hidden]`.
+    Key,
+    /// `[hidden, hidden]`.
+    Value,
+    /// `[hidden, hidden]`, a head's columns together.
+    AttentionOutput,
+    /// After the attention.
+    AttentionNorm,
+    /// `[between, hidden]`.
+    Widen,
+    /// `[hidden, between]`.
+    Narrow,
+    /// After the feed-forward part.
+    OutputNorm,
+}
+
+impl LayerPart {
+    /// All of them, in the order of the layout.
+    pub const ALL: [Self; 8] =
+        [Self::Query, Self::Key, Self::Value, Self::AttentionOutput, Self::AttentionNorm, Self::Widen, Self::Narrow, Self::OutputNorm];
+
+    fn name(self, family: Family) -> &'static str {
+        let [distilbert, bert, albert] = match self {
+            Self::Query => ["attention.q_lin", "attention.self.query", "attention.query"],
+            Self::Key => ["attention.k_lin", "attention.self.key", "attention.key"],
+            Self::Value => ["attention.v_lin", "attention.self.value", "attention.value"],
+            Self::AttentionOutput => ["attention.out_lin", "attention.output.dense", "attention.dense"],
+            Self::AttentionNorm => ["sa_layer_norm", "attention.output.LayerNorm", "attention.LayerNorm"],
+            Self::Widen => ["ffn.lin1", "intermediate.dense", "ffn"],
+            Self::Narrow => ["ffn.lin2", "output.dense", "ffn_output"],
+            Self::OutputNorm => ["output_layer_norm", "output.LayerNorm", "full_layer_layer_norm"],
+        };
+        match family {
+            Family::DistilBert => distilbert,
+            Family::Bert | Family::Roberta => bert,
+            Family::Albert => albert,
+        }
+    }
+}
+
+impl Role {
+    /// What `transformers` calls it in the family's masked language model, without `.weight` or `.bias`.
+    pub fn name(self, family: Family) -> String {
+        let of_embeddings = |part: &str| format!("{family}.embeddings.{part}");
+        let of_head = |[distilbert, bert, roberta, albert]: [&str; 4]| {
+            let name = match family {
+                Family::DistilBert => distilbert,
+                Family::Bert => bert,
+                Family::Roberta => roberta,
+                Family::Albert => albert,
+            };
+            name.to_owned()
+        };
+        match self {
+            Self::WordEmbeddings => of_embeddings("word_embeddings"),
+            Self::PositionEmbeddings => of_embeddings("position_embeddings"),
+            Self::TokenTypeEmbeddings => of_embeddings("token_type_embeddings"),
+            Self::EmbeddingNorm => of_embeddings("LayerNorm"),
+            Self::EmbeddingMapping => format!("{family}.encoder.embedding_hidden_mapping_in"),
+            Self::Layer(layer, part) => format!("{}.{}", layer_prefix(family, layer), part.name(family)),
+            Self::HeadDense => of_head(["vocab_transform", "cls.predictions.transform.dense", "lm_head.dense", "predictions.dense"]),
+            Self::HeadNorm => {
+                of_head(["vocab_layer_norm", "cls.predictions.transform.LayerNorm", "lm_head.layer_norm", "predictions.LayerNorm"])
+            }
+            Self::DecoderBias => of_head(["vocab_projector", "cls.predictions", "lm_head", "predictions"]),
+        }
+    }
+}
+
+/// What stands before the parts of a layer. An ALBERT's number is that of the group, whose one inner layer it is.
+fn layer_prefix(family: Family, layer: usize) -> String {
+    match family {
+        Family::DistilBert => format!("distilbert.transformer.layer.{layer}"),
+        Family::Bert | Family::Roberta => format!("{family}.encoder.layer.{layer}"),
+        Family::Albert => format!("albert.encoder.albert_layer_groups.{layer}.albert_layers.0"),
+    }
+}
