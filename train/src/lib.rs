@@ -6,7 +6,7 @@
 //! - [`kernels`], [`student`], [`loss`]: fused operations with backward passes, the model made of them, what it is taught.
 //! - [`optim`]: clipping, AdamW, the learning-rate schedule.
 //! - [`trainer`]: the loop, where the stages meet.
-//! - [`checkpoint`]: what a run needs to go on as if it had never stopped.
+//! - [`checkpoint`], [`resume`]: what a run needs to go on as if it had never stopped, and where it begins.
 //! - [`evaluate`]: the student against its teacher on masked positions it was never trained on.
 //! - [`export`]: the directory that `transformers` loads.
 //! - [`metrics`], [`progress`], [`report`], [`summary`]: what was measured, as a log, on the screen, as curves, as a table.
@@ -27,7 +27,7 @@ pub mod optim;
 pub mod output;
 pub mod progress;
 pub mod report;
-mod resume;
+pub mod resume;
 #[cfg(test)]
 mod small_cache;
 pub mod stream;

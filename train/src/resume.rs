@@ -11,6 +11,7 @@ use crate::progress::Progress;
 use crate::student::Student;
 use crate::trainer::{RunState, Start};
 use logitcache::error::{Error, Result};
+use std::ffi::OsString;
 
 /// The checkpoint to go on from; none where the run begins.
 ///
@@ -92,4 +93,28 @@ pub(crate) fn advice(config: &Config, checkpoints: &Checkpoints, done: u64, step
     let newest = checkpoints.list().ok().and_then(|mut all| all.pop());
     let place = newest.map_or(config.out.display().to_string(), |(_, path)| path.display().to_string());
     format!("the state after step {done} of {steps} is in {place}, itself a student's directory; the same command goes on from there")
+}
+
+/// A command line as a POSIX shell takes it; none where an argument is not UTF-8.
+pub fn as_typed(arguments: impl Iterator<Item = OsString>) -> Option<String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_@%+=:,./-".contains(c);
+    let quoted = arguments.map(|argument| {
+        let text = argument.into_string().ok()?;
+        Some(if !text.is_empty() && text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) })
+    });
+    quoted.collect::<Option<Vec<_>>>().map(|words| words.join(" "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_line_is_quoted_where_a_shell_needs_it() {
+        let words = ["train", "--out", "it's here", "", "a=1,b=2"].map(OsString::from);
+        let typed = as_typed(words.iter().cloned()).unwrap();
+        assert_eq!(typed, r"train --out 'it'\''s here' '' a=1,b=2");
+        let echoed = std::process::Command::new("sh").arg("-c").arg(format!("printf '%s\\n' {typed}")).output().unwrap();
+        assert_eq!(String::from_utf8(echoed.stdout).unwrap(), "train\n--out\nit's here\n\na=1,b=2\n");
+    }
 }
