@@ -53,6 +53,9 @@ pub struct NodeProto {
     /// Empty or `ai.onnx` for the standard operations, `com.microsoft` for ONNX Runtime's own.
     #[prost(string, tag = "7")]
     pub domain: String,
+    /// What the exporter noted, such as the modules that the node is in.
+    #[prost(message, repeated, tag = "9")]
+    pub metadata: Vec<EntryProto>,
 }
 
 /// A setting of a node.

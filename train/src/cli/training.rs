@@ -70,7 +70,7 @@ pub struct StudentArguments {
     /// What the feed-forward blocks and the head apply: gelu, gelu_new, relu or silu [default: the teacher's]
     #[arg(long, value_name = "NAME")]
     pub activation: Option<String>,
-    /// The teacher's model.safetensors, to copy first weights from; without it they are random
+    /// The teacher's model.safetensors or model.onnx, or its directory, to copy first weights from; without it they are random
     #[arg(long, value_name = "FILE")]
     pub init_from: Option<PathBuf>,
     /// The teacher's layers to copy, one per student layer [default: 0,2,4,7,9,11 for 6 of 12, else evenly spaced]
