@@ -9,6 +9,7 @@
 //! - [`checkpoint`], [`resume`]: what a run needs to go on as if it had never stopped, and where it begins.
 //! - [`evaluate`]: the student against its teacher on masked positions it was never trained on.
 //! - [`export`]: the directory that `transformers` loads.
+//! - [`export_onnx`], [`evaluate_student`], [`report_again`]: what else can be done with a student, a subcommand each.
 //! - [`metrics`], [`progress`], [`report`], [`summary`]: what was measured, as a log, on the screen, as curves, as a table.
 //!
 //! Nothing here opens the corpus, the teacher's graph or a tokenizer's code, and no setting is read once [`run`] has begun.
@@ -19,7 +20,9 @@ pub mod cli;
 pub mod config;
 pub mod device;
 pub mod evaluate;
+pub mod evaluate_student;
 pub mod export;
+pub mod export_onnx;
 pub mod kernels;
 pub mod loss;
 pub mod metrics;
@@ -27,6 +30,7 @@ pub mod optim;
 pub mod output;
 pub mod progress;
 pub mod report;
+pub mod report_again;
 pub mod resume;
 #[cfg(test)]
 mod small_cache;

@@ -1,13 +1,12 @@
 //! The `train` program: parse, check, run, say how it ended.
 
 use anyhow::Context;
-use clap::Parser;
 use logitcache::error::Error;
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use train::cli::Arguments;
+use train::cli::{Arguments, Request};
 use train::config::Config;
 use train::resume::as_typed;
 use train::trainer::StopSignal;
@@ -20,7 +19,14 @@ fn main() -> ExitCode {
     // candle adds gradients on a pool of its own, whose threads spin beside ours; our operations have their own threads.
     // SAFETY: no other thread exists yet that could read the environment.
     unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
-    match run(&Arguments::parse()) {
+    let request = train::cli::parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
+    let told = match &request {
+        Request::Train(arguments) => run(arguments),
+        Request::Export(arguments) => train::export_onnx::run(arguments).map_err(Into::into),
+        Request::Evaluate(arguments) => train::evaluate_student::run(arguments).map_err(Into::into),
+        Request::Report(arguments) => train::report_again::run(arguments).map_err(Into::into),
+    };
+    match told {
         Ok(table) => {
             // A reader that has gone away has seen enough.
             let _ = std::io::stdout().write_all(table.as_bytes());

@@ -1,4 +1,4 @@
-//! The command line: what was typed, one struct per subject. [`crate::config::Config::check`] says what it means.
+//! The flags of a training, one struct per subject.
 
 use clap::{Args, Parser};
 use std::path::PathBuf;
