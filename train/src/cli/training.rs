@@ -136,7 +136,7 @@ pub struct OptimisationArguments {
 #[command(next_help_heading = "Stopping and going on")]
 pub struct CheckpointArguments {
     /// Steps between two checkpoints [default: once an epoch]; there is always one at the end and on Ctrl-C or SIGTERM. The same command goes
-    /// on from the newest. May change when it does: --steps and --epochs (the learning rate then follows the new length), --threads (the last
+    /// on from the newest. May change when it does: --steps and --epochs (learning rate and loss weights then follow the new length), --threads (the last
     /// bits may differ), --log-every, --eval-every, --skip-nonfinite, --quiet, --keep and this one
     #[arg(long, value_name = "STEPS")]
     pub checkpoint_every: Option<u64>,
