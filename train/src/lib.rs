@@ -12,7 +12,8 @@
 //! - [`export_onnx`], [`evaluate_student`], [`report_again`]: what else can be done with a student, a subcommand each.
 //! - [`metrics`], [`progress`], [`report`], [`summary`]: what was measured, as a log, on the screen, as curves, as a table.
 //!
-//! Nothing here opens the corpus, the teacher's graph or a tokenizer's code, and no setting is read once [`run`] has begun.
+//! Nothing here opens the corpus or a tokenizer's code or runs the teacher's graph (of which first weights may be read), and no setting is read once
+//! [`run`] has begun.
 
 pub mod batcher;
 pub mod checkpoint;
