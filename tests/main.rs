@@ -12,6 +12,8 @@ mod readme;
 mod resume;
 #[path = "suite/resume_training.rs"]
 mod resume_training;
+#[path = "suite/speed.rs"]
+mod speed;
 #[path = "suite/tidy.rs"]
 mod tidy;
 #[path = "suite/training.rs"]

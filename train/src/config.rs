@@ -4,7 +4,7 @@
 use crate::batcher::{Duration, Targets};
 use crate::cli::{Arguments, OptimisationArguments, StudentArguments};
 use crate::device;
-use crate::loss::LossWeights;
+use crate::loss::{Objective, Part};
 use crate::student::config::{Overrides, StudentConfig};
 use crate::student::init::TeacherTensors;
 use logitcache::cache::reader::Cache;
@@ -57,7 +57,7 @@ pub struct Config {
     pub(crate) initialisation: Initialisation,
     pub(crate) targets: Targets,
     pub(crate) temperature: f32,
-    pub(crate) weights: LossWeights,
+    pub(crate) objective: Objective,
     /// Hidden layers to read: the teacher's last where the cosine part has a weight, else none.
     pub(crate) hidden_layers: Vec<u32>,
     pub(crate) duration: Duration,
@@ -91,7 +91,7 @@ impl Config {
     /// [`Error::Usage`] for a flag, or a combination of flags and cache, that cannot be trained; [`Error::Data`] and the like for a cache
     /// or an initial file that cannot be read.
     pub fn check(arguments: &Arguments) -> Result<Self> {
-        let Arguments { data, student: shape, objective, optimisation, checkpoints, machine } = arguments;
+        let Arguments { data, student: shape, objective: taught, optimisation, checkpoints, machine } = arguments;
         device::check(&machine.device)?;
         check_numbers(optimisation)?;
         let counts = [
@@ -105,13 +105,13 @@ impl Config {
         }
         let threads = machine.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
         at_least_one("--threads", threads as u64)?;
-        let weights: LossWeights = objective.loss.parse()?;
+        let objective: Objective = taught.loss.parse()?;
         let cache = Cache::open(&data.cache)?;
         check_tokenizer(&cache)?;
-        let temperature = objective.temperature.unwrap_or_else(|| cache.spec().logits_temperature());
-        let targets = Targets::new(cache.spec(), temperature, false)?;
+        let temperature = taught.temperature.unwrap_or_else(|| cache.spec().logits_temperature());
+        let targets = Targets::new(cache.spec(), temperature, false, taught.top_k)?;
         let student = student_config(shape, &cache)?;
-        let hidden_layers = if weights.cos > 0.0 { vec![last_layer(&cache, &student)?] } else { Vec::new() };
+        let hidden_layers = if objective.has(Part::Cos) { vec![last_layer(&cache, &student)?] } else { Vec::new() };
         let evaluation = evaluation_source(data.eval_cache.as_deref(), data.eval_fraction, &cache)?;
         let initialisation = initialisation(shape, &student)?;
         let duration = duration(optimisation)?;
@@ -123,7 +123,7 @@ impl Config {
             initialisation,
             targets,
             temperature,
-            weights,
+            objective,
             hidden_layers,
             duration,
             batch_tokens: optimisation.batch_tokens,
@@ -179,7 +179,8 @@ impl Config {
             }
         };
         set("temperature", &self.temperature);
-        set("loss", &self.weights);
+        set("top-k", &self.targets.k());
+        set("loss", &self.objective);
         match self.duration {
             Duration::Epochs(epochs) => set("epochs", &epochs),
             Duration::Steps(steps) => set("steps", &steps),
@@ -343,7 +344,8 @@ fn evaluation_source(eval_cache: Option<&Path>, fraction: Option<f64>, cache: &C
     let (training, evaluation) = (cache.manifest(), eval_cache.manifest());
     let (asked, found) = (&training.fingerprints, &evaluation.fingerprints);
     let numbers =
-        |cache: &Cache| format!("task {:?}, {} ids, top {}", cache.spec().task(), cache.spec().vocabulary_size(), cache.spec().top_k());
+        // Not how many ids are stored: an evaluation uses all that its own cache has.
+        |cache: &Cache| format!("task {:?}, {} ids", cache.spec().task(), cache.spec().vocabulary_size());
     let comparisons = [
         ("teacher", asked.teacher.to_string(), found.teacher.to_string()),
         ("tokenizer", asked.tokenizer.to_string(), found.tokenizer.to_string()),
@@ -351,7 +353,7 @@ fn evaluation_source(eval_cache: Option<&Path>, fraction: Option<f64>, cache: &C
     ];
     for (field, expected, found) in comparisons {
         if expected != found {
-            let remedy = "make the evaluation cache with the training cache's teacher, tokenizer and --top-k";
+            let remedy = "make the evaluation cache with the training cache's teacher and tokenizer";
             return Err(Error::data(directory, field, format!("the training cache's {expected}"), found, remedy));
         }
     }

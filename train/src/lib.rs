@@ -88,6 +88,8 @@ fn train_and_write(
 ) -> Result<String> {
     let plan = trainer::plan(config)?;
     progress.say(&plan.to_string());
+    let notes = config.objective.truncation_notes(config.targets.k(), config.cache.spec().vocabulary_size());
+    notes.iter().for_each(|note| progress.say(note));
     let checkpoint = resume::checkpoint_to_go_on_from(config, checkpoints, occupancy, &plan, progress)?;
     let (student, start, mut log) = match &checkpoint {
         Some(checkpoint) => resume::from_checkpoint(config, checkpoint)?,
@@ -103,7 +105,7 @@ fn train_and_write(
         return Err(Error::Interrupted { signal, advice: resume::advice(config, checkpoints, outcome.completed_steps, plan.steps) });
     }
     export::save(&student, &config.teacher_folder(), &config.out)?;
-    write_curves(config, &student, &log)?;
+    write_curves(config, &student, &log, plan.steps)?;
     if let Some(found) = trainer::evaluate_fully(config, &student)? {
         evaluate_student::write(&found, &config.out.join(evaluate_student::EVALUATION_FILE))?;
     }
@@ -126,11 +128,11 @@ fn initial_student(config: &Config) -> Result<Student> {
     }
 }
 
-fn write_curves(config: &Config, student: &Student, log: &MetricsLog) -> Result<()> {
-    let (weights, shape) = (config.weights, &config.student);
+fn write_curves(config: &Config, student: &Student, log: &MetricsLog, steps: u64) -> Result<()> {
+    let shape = &config.student;
     let millions = student.parameter_count() as f64 / 1e6;
     let heading = format!("Student of {} layers, width {}, {millions:.1} million parameters", shape.num_hidden_layers, shape.hidden_size);
-    let curves = report::draw(&heading, log.lines(), [weights.ce, weights.mlm, weights.cos])?;
+    let curves = report::draw(&heading, log.lines(), &config.objective, steps)?;
     write_bytes_atomically(&config.out.join(report::CURVES_FILE), curves.as_bytes())
 }
 

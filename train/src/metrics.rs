@@ -1,6 +1,7 @@
 //! `metrics.jsonl`: a line per logged step and per evaluation, units in the keys.
 
 use crate::evaluate::Evaluation;
+use crate::loss::{PARTS, PartValues};
 use crate::tensorboard::EventFile;
 use logitcache::error::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -20,12 +21,9 @@ pub struct StepMetrics {
     pub epoch: f64,
     /// The weighted total that is minimised.
     pub loss: f64,
-    /// T^2 times the divergence from the teacher at temperature T, before its weight, in nats.
-    pub ce_nats: f64,
-    /// Cross-entropy of the masked tokens, before its weight, in nats.
-    pub mlm_nats: f64,
-    /// 1 - cosine of the last hidden states, before its weight.
-    pub cos_distance: f64,
+    /// Its parts before their weights, by their keys; only those that were computed, each the mean over the steps that did.
+    #[serde(flatten)]
+    pub parts: PartValues,
     /// Of the last of the steps.
     pub learning_rate: f64,
     /// Norm of the whole gradient before clipping.
@@ -152,6 +150,8 @@ pub struct StepSums {
     pub steps: u64,
     /// Their tokens.
     pub tokens: u64,
+    /// Steps that computed each part of the loss.
+    pub part_steps: [u64; PARTS],
     /// Sums of the fields of the same name; `step`, `epoch`, `learning_rate`, `tokens_per_second`, `elapsed_seconds`
     /// and `skipped_steps` are not used.
     pub totals: StepMetrics,
@@ -164,9 +164,7 @@ impl StepSums {
         self.tokens += tokens;
         let total = &mut self.totals;
         total.loss += of.loss;
-        total.ce_nats += of.ce_nats;
-        total.mlm_nats += of.mlm_nats;
-        total.cos_distance += of.cos_distance;
+        total.parts.add(&of.parts, &mut self.part_steps);
         total.gradient_norm += of.gradient_norm;
         total.data_wait_ms += of.data_wait_ms;
         total.forward_ms += of.forward_ms;
@@ -177,16 +175,14 @@ impl StepSums {
 
     /// The line of the steps added so far, after `step` steps; starts again from none.
     pub fn take(&mut self, step: u64, epoch: f64, elapsed_seconds: f64) -> StepMetrics {
-        let Self { steps, tokens, totals } = std::mem::take(self);
+        let Self { steps, tokens, part_steps, totals } = std::mem::take(self);
         let mean = |sum: f64| sum / steps.max(1) as f64;
         let milliseconds = totals.data_wait_ms + totals.forward_ms + totals.backward_ms + totals.update_ms;
         StepMetrics {
             step,
             epoch,
             loss: mean(totals.loss),
-            ce_nats: mean(totals.ce_nats),
-            mlm_nats: mean(totals.mlm_nats),
-            cos_distance: mean(totals.cos_distance),
+            parts: totals.parts.means(&part_steps),
             learning_rate: totals.learning_rate,
             gradient_norm: mean(totals.gradient_norm),
             tokens_per_second: if milliseconds > 0.0 { tokens as f64 * 1000.0 / milliseconds } else { 0.0 },
@@ -203,6 +199,7 @@ impl StepSums {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::loss::Part;
 
     #[test]
     fn a_line_is_the_mean_of_its_steps() {
@@ -222,11 +219,13 @@ mod tests {
         let evaluation = Evaluation { masked_positions: 4, student_teacher_top1: 0.5, ..Evaluation::default() };
         let evaluated = EvaluationMetrics { step: 0, epoch: 0.0, evaluation, evaluation_seconds: 0.25, elapsed_seconds: 0.5 };
         log.write(Line::Evaluation(evaluated)).unwrap();
-        log.write(Line::Step(StepMetrics { step: 10, loss: 1.25, ..StepMetrics::default() })).unwrap();
+        let parts = PartValues::of(&[(Part::Ce, 0.1), (Part::HiddenMse, 0.25)]);
+        log.write(Line::Step(StepMetrics { step: 10, loss: 1.25, parts, ..StepMetrics::default() })).unwrap();
         let text = std::fs::read_to_string(directory.path().join(METRICS_FILE)).unwrap();
         let read: Vec<Line> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(read, log.lines());
         assert!(text.starts_with(r#"{"kind":"evaluation","step":0"#), "{text}");
+        assert!(text.contains(r#""loss":1.25,"ce_nats":0.1,"hidden_mse":0.25,"learning_rate""#), "{text}");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::config::{Config, EvaluationSource};
 use crate::evaluate::pass::for_each_batch;
 use crate::evaluate::{Evaluation, FullEvaluation, FullTally, Tally};
 use crate::kernels::{DropoutPlan, ParameterRef};
-use crate::loss::{LossParts, LossWeights};
+use crate::loss::{LossParts, PartValues, StepObjective};
 use crate::metrics::{EvaluationMetrics, Line, MetricsLog, StepMetrics};
 use crate::optim::{AdamW, AdamWSettings, Schedule, measure};
 use crate::progress::Progress;
@@ -194,23 +194,22 @@ impl<'a> Run<'a> {
 
     /// One optimiser step.
     fn step(&mut self, step: &Step, data_wait_ms: f64) -> Result<()> {
-        let Config { seed, weights, temperature, .. } = *self.config;
         let number = self.state.step;
-        let dropout = self.student.dropout_plan(seed, number);
-        let passes = accumulate_gradients(self.student, step, temperature, &weights, &dropout)?;
+        let dropout = self.student.dropout_plan(self.config.seed, number);
+        let temperature = f64::from(self.config.temperature);
+        let objective = StepObjective::new(&self.config.objective, (number, self.plan.steps), temperature, step.normalisers());
+        let passes = accumulate_gradients(self.student, step, &objective, &dropout)?;
         let update_at = Instant::now();
         let clipped = measure(&self.trainable, self.config.clip).map_err(failed("gradient norm"))?;
         if !passes.parts.total.is_finite() || !clipped.norm.is_finite() {
-            return self.skip(step, &passes, clipped.norm);
+            return self.skip(step, &objective, &passes, clipped.norm);
         }
         let learning_rate = self.schedule.learning_rate(number);
         self.optimiser.update(&self.trainable, learning_rate, clipped.scale).map_err(failed("update"))?;
         let tokens = step.normalisers().tokens as u64;
         let metrics = StepMetrics {
             loss: passes.parts.total,
-            ce_nats: passes.parts.ce,
-            mlm_nats: passes.parts.mlm,
-            cos_distance: passes.parts.cos,
+            parts: PartValues::new(&objective.weights, &passes.parts),
             learning_rate,
             gradient_norm: clipped.norm,
             data_wait_ms,
@@ -227,9 +226,9 @@ impl<'a> Run<'a> {
     }
 
     /// Passes over a step whose loss or gradient is not finite, while that is allowed: nothing is updated.
-    fn skip(&mut self, step: &Step, passes: &Passes, gradient_norm: f64) -> Result<()> {
+    fn skip(&mut self, step: &Step, objective: &StepObjective, passes: &Passes, gradient_norm: f64) -> Result<()> {
         let (number, micro_batch) = (self.state.step + 1, passes.first_nonfinite);
-        let described = NonFinite { number, step, parts: passes.parts, gradient_norm, micro_batch };
+        let described = NonFinite { number, step, weights: objective.weights, parts: passes.parts, gradient_norm, micro_batch };
         if self.state.skipped_steps >= self.config.skip_nonfinite {
             let last = self.checkpoints.list()?.pop().map(|(_, path)| path);
             return Err(described.refuse(self.state.skipped_steps, self.config.cache.directory(), last.as_deref()));
@@ -297,12 +296,11 @@ struct Passes {
 
 /// Forward and backward for each micro-batch. The gradients add up in the parameters; since every part is divided by the counts of the whole
 /// step, the sum does not depend on how the step was split.
-fn accumulate_gradients(student: &Student, step: &Step, temperature: f32, weights: &LossWeights, dropout: &DropoutPlan) -> Result<Passes> {
-    let normalisers = step.normalisers();
+fn accumulate_gradients(student: &Student, step: &Step, objective: &StepObjective, dropout: &DropoutPlan) -> Result<Passes> {
     let mut passes = Passes { parts: LossParts::default(), forward_ms: 0.0, backward_ms: 0.0, first_nonfinite: None };
     for (index, batch) in step.micro_batches.iter().enumerate() {
         let forward_at = Instant::now();
-        let (loss, parts) = student.loss(batch, f64::from(temperature), weights, &normalisers, dropout).map_err(failed("forward pass"))?;
+        let (loss, parts) = student.loss(batch, objective, dropout).map_err(failed("forward pass"))?;
         if !parts.total.is_finite() {
             passes.first_nonfinite.get_or_insert(index);
         }

@@ -88,9 +88,14 @@ pub struct ObjectiveArguments {
     /// Temperature of the soft targets, one that the cache holds [default: the cache's first]
     #[arg(long, value_name = "T")]
     pub temperature: Option<f32>,
-    /// Weights of the parts: ce (soft targets), mlm (masked tokens), cos (direction of the last hidden state)
-    #[arg(long, value_name = "WEIGHTS", default_value = "ce=5,mlm=2,cos=1")]
+    /// What the student is taught: a comma list of NAME=WEIGHT[:OPTION=VALUE]..., of ce (soft targets), reverse-kl, jsd (option beta, 0.5),
+    /// tvd, logit-mse, mlm (masked tokens), cos (direction of the hidden states) and hidden-mse. Options: tail=ghost, zero,
+    /// renormalised-teacher, renormalised-both or uniform (ids that are not stored); schedule=constant, linear or wsd, with end, warmup, decay
+    #[arg(long, value_name = "PARTS", default_value = "ce=5,mlm=2,cos=1")]
     pub loss: String,
+    /// Stored ids to use per position, the most probable ones: as if the cache had been written with this --top-k [default: all]
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<usize>,
 }
 
 /// The optimiser and its schedule.

@@ -23,7 +23,7 @@ pub fn for_each_batch(
     student: &Student,
     mut score: impl FnMut(&Batch, &[f32]) -> Result<()>,
 ) -> Result<()> {
-    let targets = Targets::new(cache.spec(), 1.0, true)?;
+    let targets = Targets::new(cache.spec(), 1.0, true, None)?;
     let rows = RowStream::new(cache, &[], selection, Order::Stored)?;
     for step in Prefetch::new(Steps::new(rows, targets, BATCH_TOKENS, BATCHES_READ_AT_ONCE)) {
         for batch in step?.micro_batches {

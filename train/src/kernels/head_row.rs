@@ -4,13 +4,13 @@
 //! (see `loss::ghost_kl` and `loss::cross_entropy`). So a row needs one pass of exponentials where it is not masked, and four where it is.
 
 use super::element::Element;
-use super::head_loss::{HeadLoss, HeadTargets};
+use super::head_loss::HeadTargets;
 use super::level::{LANES, lane_sum};
 use crate::loss::cross_entropy::cross_entropy;
 use crate::loss::ghost_kl::{TeacherMass, ghost_kl};
 
 /// The constants of every row's gradient; a factor of 0 turns its part off.
-pub(crate) struct Objective {
+pub(crate) struct RowObjective {
     pub(crate) inverse_temperature: f64,
     /// weight * T^2 / asked rows, times 1 / T from the chain rule.
     pub(crate) ce: f64,
@@ -18,6 +18,15 @@ pub(crate) struct Objective {
     pub(crate) mlm: f64,
     /// Whether k is the vocabulary.
     pub(crate) whole: bool,
+}
+
+/// A row's losses, without factors.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct RowLosses {
+    /// KL with the ghost bucket.
+    pub(crate) ce: f64,
+    /// Cross-entropy.
+    pub(crate) mlm: f64,
 }
 
 /// What one row is taught.
@@ -42,12 +51,12 @@ levelled! {
     /// One row of logits, still without bias, becomes its gradient. `kept` is a buffer for the stored ids' logits. Gives the row's KL (without
     /// T^2) and cross-entropy.
     pub(crate) fn differentiate_row<T>(
-        logits: &mut [T], bias: &[T], targets: RowTargets<'_>, objective: &Objective, kept: &mut Vec<T>,
-    ) -> HeadLoss {
+        logits: &mut [T], bias: &[T], targets: RowTargets<'_>, objective: &RowObjective, kept: &mut Vec<T>,
+    ) -> RowLosses {
         let largest = add_bias(logits, bias);
         logits.iter_mut().for_each(|logit| *logit -= largest);
         let label = targets.label.filter(|_| objective.mlm > 0.0);
-        let mut losses = HeadLoss::default();
+        let mut losses = RowLosses::default();
         let mut of_label = T::zero(); // what exp(z) is multiplied by
         if let Some(label) = label {
             let sum = lane_sum(logits.len(), |i| logits[i].exp()).to_f64();
@@ -85,7 +94,7 @@ fn distil_row<T: Element>(
     logits: &mut [T],
     targets: &RowTargets<'_>,
     of_label: Option<T>,
-    objective: &Objective,
+    objective: &RowObjective,
     kept: &mut Vec<T>,
 ) -> f64 {
     let inverse_temperature = T::from_f64(objective.inverse_temperature);

@@ -59,7 +59,7 @@ pub use dropout::{DropoutPlan, DropoutSite, dropout};
 pub use element::Element;
 pub use embeddings::{Lookup, embeddings};
 pub use gather_rows::gather_rows;
-pub use head_loss::{HeadLoss, HeadTargets, head_loss};
+pub use head_loss::{HeadTargets, head_loss};
 pub use layer_norm::{add_layer_norm, layer_norm};
 pub use linear::{feed_forward, linear, linear_activated};
 pub use packing::Packing;

@@ -28,7 +28,7 @@ pub mod tensor_writer;
 
 use crate::batcher::Batch;
 use crate::kernels::{Affine, DropoutPlan, Packing, Parameter, ParameterRef};
-use crate::loss::{LossParts, LossWeights, Normalisers};
+use crate::loss::{LossParts, StepObjective};
 use candle_core::{DType, Device, Tensor};
 use logitcache::error::{Error, Result};
 use std::sync::Arc;
@@ -125,16 +125,9 @@ impl Student {
     ///
     /// # Errors
     /// As [`forward_hidden`](Self::forward_hidden); targets whose number does not fit the asked rows; a cosine part without hidden states.
-    pub fn loss(
-        &self,
-        batch: &Batch,
-        temperature: f64,
-        weights: &LossWeights,
-        normalisers: &Normalisers,
-        dropout: &DropoutPlan,
-    ) -> candle_core::Result<(Tensor, LossParts)> {
+    pub fn loss(&self, batch: &Batch, step: &StepObjective, dropout: &DropoutPlan) -> candle_core::Result<(Tensor, LossParts)> {
         let hidden = self.forward_hidden(batch, dropout)?;
-        self.head.loss(&hidden, batch, temperature, weights, normalisers)
+        self.head.loss(&hidden, batch, step)
     }
 
     fn encode(&self, embedded: Tensor, packing: &Arc<Packing>, dropout: &DropoutPlan) -> candle_core::Result<Tensor> {
