@@ -4,6 +4,8 @@
 mod fixtures;
 #[path = "suite/goldens.rs"]
 mod goldens;
+#[path = "suite/onnx_export.rs"]
+mod onnx_export;
 #[path = "suite/readers.rs"]
 mod readers;
 #[path = "suite/readme.rs"]

@@ -13,7 +13,8 @@
 //! - [`metrics`], [`tensorboard`], [`progress`], [`report`], [`summary`]: what was measured, as a log for programs and for TensorBoard, on the
 //!   screen, as a page, as a table.
 //!
-//! Nothing here opens the corpus, the teacher's graph or a tokenizer's code, and no setting is read once [`run`] has begun.
+//! Nothing here opens the corpus or a tokenizer's code or runs the teacher's graph (of which first weights may be read), and no setting is read once
+//! [`run`] has begun.
 
 pub mod batcher;
 pub mod checkpoint;
