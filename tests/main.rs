@@ -4,6 +4,8 @@
 mod fixtures;
 #[path = "suite/goldens.rs"]
 mod goldens;
+#[path = "suite/onnx_export.rs"]
+mod onnx_export;
 #[path = "suite/readers.rs"]
 mod readers;
 #[path = "suite/readme.rs"]
@@ -12,6 +14,8 @@ mod readme;
 mod resume;
 #[path = "suite/resume_training.rs"]
 mod resume_training;
+#[path = "suite/speed.rs"]
+mod speed;
 #[path = "suite/tidy.rs"]
 mod tidy;
 #[path = "suite/training.rs"]

@@ -7,6 +7,7 @@ use crate::device;
 use crate::loss::{Objective, Part};
 use crate::student::config::{Overrides, StudentConfig};
 use crate::student::init::TeacherTensors;
+use crate::student::tensor_source::weights_file;
 use logitcache::cache::reader::Cache;
 use logitcache::error::{Error, Result};
 use logitcache::fingerprint::Fingerprint;
@@ -366,7 +367,7 @@ fn evaluation_source(eval_cache: Option<&Path>, fraction: Option<f64>, cache: &C
 
 fn initialisation(shape: &StudentArguments, student: &StudentConfig) -> Result<Initialisation> {
     let Some(path) = &shape.init_from else { return Ok(Initialisation::Random) };
-    let path = if path.is_dir() { path.join("model.safetensors") } else { path.clone() };
+    let path = weights_file(path);
     let layers = TeacherTensors::open(&path, student, shape.init_layers.as_deref())?.layers().to_vec();
     Ok(Initialisation::Teacher { path, layers })
 }

@@ -70,7 +70,7 @@ pub struct StudentArguments {
     /// What the feed-forward blocks and the head apply: gelu, gelu_new, relu or silu [default: the teacher's]
     #[arg(long, value_name = "NAME")]
     pub activation: Option<String>,
-    /// The teacher's model.safetensors, to copy first weights from; without it they are random
+    /// The teacher's model.safetensors or model.onnx, or its directory, to copy first weights from; without it they are random
     #[arg(long, value_name = "FILE")]
     pub init_from: Option<PathBuf>,
     /// The teacher's layers to copy, one per student layer [default: 0,2,4,7,9,11 for 6 of 12, else evenly spaced]
@@ -136,7 +136,7 @@ pub struct OptimisationArguments {
 #[command(next_help_heading = "Stopping and going on")]
 pub struct CheckpointArguments {
     /// Steps between two checkpoints [default: once an epoch]; there is always one at the end and on Ctrl-C or SIGTERM. The same command goes
-    /// on from the newest. May change when it does: --steps and --epochs (the learning rate then follows the new length), --threads (the last
+    /// on from the newest. May change when it does: --steps and --epochs (learning rate and loss weights then follow the new length), --threads (the last
     /// bits may differ), --log-every, --eval-every, --skip-nonfinite, --quiet, --keep and this one
     #[arg(long, value_name = "STEPS")]
     pub checkpoint_every: Option<u64>,
