@@ -6,7 +6,7 @@ use crate::cli::{Arguments, OptimisationArguments, StudentArguments};
 use crate::device;
 use crate::loss::LossWeights;
 use crate::student::config::{Overrides, StudentConfig};
-use crate::student::init::TeacherTensors;
+use crate::student::{FirstWeights, InitWidths, TeacherTensors};
 use logitcache::cache::reader::Cache;
 use logitcache::error::{Error, Result};
 use logitcache::fingerprint::Fingerprint;
@@ -38,12 +38,12 @@ pub enum EvaluationSource {
 pub enum Initialisation {
     /// Drawn from the seed.
     Random,
-    /// Copied from a teacher's file: `layers[i]` becomes the student's layer i.
+    /// Copied from a teacher's file.
     Teacher {
         /// A `.safetensors` file.
         path: PathBuf,
-        /// One per student layer.
-        layers: Vec<usize>,
+        /// How; the layers are named.
+        first: FirstWeights,
     },
 }
 
@@ -100,7 +100,7 @@ impl Config {
         let student = student_config(shape, &cache)?;
         let hidden_layers = if weights.cos > 0.0 { vec![last_layer(&cache, &student)?] } else { Vec::new() };
         let evaluation = evaluation_source(data.eval_cache.as_deref(), data.eval_fraction, &cache)?;
-        let initialisation = initialisation(shape, &student)?;
+        let initialisation = initialisation(shape, &student, &cache, optimisation.seed)?;
         let duration = duration(optimisation)?;
         let mut config = Self {
             cache,
@@ -155,8 +155,9 @@ impl Config {
         set("dropout", &student.dropout);
         match &self.initialisation {
             Initialisation::Random => set("init-from", &"random"),
-            Initialisation::Teacher { path, layers } => {
-                set("init-layers", &layers.iter().map(usize::to_string).collect::<Vec<_>>().join(","));
+            Initialisation::Teacher { path, first } => {
+                set("init-widths", &first.widths);
+                set("init-layers", &first.layers.iter().flatten().map(usize::to_string).collect::<Vec<_>>().join(","));
                 set("init-from", &Fingerprint::of_file(path)?)
             }
         };
@@ -344,11 +345,14 @@ fn evaluation_source(eval_cache: Option<&Path>, fraction: Option<f64>, cache: &C
     Ok(EvaluationSource::Cache(eval_cache))
 }
 
-fn initialisation(shape: &StudentArguments, student: &StudentConfig) -> Result<Initialisation> {
+fn initialisation(shape: &StudentArguments, student: &StudentConfig, cache: &Cache, seed: u64) -> Result<Initialisation> {
     let Some(path) = &shape.init_from else { return Ok(Initialisation::Random) };
     let path = if path.is_dir() { path.join("model.safetensors") } else { path.clone() };
-    let layers = TeacherTensors::open(&path, student, shape.init_layers.as_deref())?.layers().to_vec();
-    Ok(Initialisation::Teacher { path, layers })
+    let teacher = StudentConfig::read_teacher(&cache.directory().join(TEACHER_FOLDER).join("config.json"))?;
+    let widths = shape.init_widths.as_deref().map_or(Ok(InitWidths::default()), |name| parsed("--init-widths", name))?;
+    let mut first = FirstWeights { layers: shape.init_layers.clone(), widths, heads: Some(teacher.num_attention_heads), seed };
+    first.layers = Some(TeacherTensors::open(&path, student, &first)?.layers().to_vec());
+    Ok(Initialisation::Teacher { path, first })
 }
 
 #[cfg(test)]

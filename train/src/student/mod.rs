@@ -22,8 +22,10 @@ pub mod init;
 pub mod layout;
 pub mod names;
 pub mod random;
+mod teacher_shape;
 pub mod tensor_file;
 pub mod tensor_source;
+pub mod widths;
 
 use crate::batcher::Batch;
 use crate::kernels::{Affine, DropoutPlan, Packing, Parameter, ParameterRef};
@@ -34,11 +36,12 @@ use std::sync::Arc;
 
 pub use config::{Overrides, StudentConfig};
 pub use family::Family;
-pub use init::TeacherTensors;
+pub use init::{FirstWeights, TeacherTensors};
 pub use layout::{ParameterSpec, layout};
 pub use names::{LayerPart, Role};
 pub use random::at_random;
 pub use tensor_source::TensorSource;
+pub use widths::InitWidths;
 
 /// Gives the first values of a parameter, row-major, as many as its shape has.
 pub type ValueSource<'a> = dyn FnMut(&ParameterSpec) -> Result<Vec<f32>> + 'a;
