@@ -10,6 +10,8 @@ mod readers;
 mod readme;
 #[path = "suite/resume.rs"]
 mod resume;
+#[path = "suite/resume_training.rs"]
+mod resume_training;
 #[path = "suite/tidy.rs"]
 mod tidy;
 #[path = "suite/training.rs"]

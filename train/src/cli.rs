@@ -19,6 +19,9 @@ pub struct Arguments {
     /// How long and how fast.
     #[command(flatten)]
     pub optimisation: OptimisationArguments,
+    /// Stopping and going on.
+    #[command(flatten)]
+    pub checkpoints: CheckpointArguments,
     /// Where it runs and what it says.
     #[command(flatten)]
     pub machine: MachineArguments,
@@ -31,7 +34,7 @@ pub struct DataArguments {
     /// The cache directory that precompute wrote
     #[arg(long, value_name = "DIR")]
     pub cache: PathBuf,
-    /// The student's directory, new or empty; one that holds the finished student of the same settings is reused
+    /// The student's directory, new or empty; a run of the same settings is continued, a finished one reused
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// A second cache of the same teacher, to measure the student on
@@ -125,6 +128,26 @@ pub struct OptimisationArguments {
     /// Seed of every random draw
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
+}
+
+/// Checkpoints and steps that fail.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Stopping and going on")]
+pub struct CheckpointArguments {
+    /// Steps between two checkpoints [default: once an epoch]; there is always one at the end and on Ctrl-C or SIGTERM. The same command goes
+    /// on from the newest. May change when it does: --steps and --epochs (the learning rate then follows the new length), --threads (the last
+    /// bits may differ), --log-every, --eval-every, --skip-nonfinite, --quiet, --keep and this one
+    #[arg(long, value_name = "STEPS")]
+    pub checkpoint_every: Option<u64>,
+    /// Checkpoints that stay: so many last ones, and the best of those made at an evaluation (the least divergence from the teacher)
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub keep: u64,
+    /// Go on from a checkpoint in --out, and refuse to start where there is none
+    #[arg(long)]
+    pub resume: bool,
+    /// Steps with a loss or gradient that is not finite to pass over, without an update, before the run stops
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub skip_nonfinite: u64,
 }
 
 /// Where it runs and what it says.

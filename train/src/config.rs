@@ -71,9 +71,16 @@ pub struct Config {
     pub(crate) threads: usize,
     pub(crate) log_every: u64,
     pub(crate) eval_every: Option<u64>,
+    pub(crate) checkpoint_every: Option<u64>,
+    /// Last checkpoints that stay.
+    pub(crate) keep: usize,
+    /// Whether a run without a checkpoint to go on from is refused.
+    pub(crate) resume: bool,
+    /// Steps that may be skipped since their loss or gradient is not finite.
+    pub(crate) skip_nonfinite: u64,
     pub(crate) quiet: bool,
     /// Everything above that determines the student, by flag name, and the fingerprints of what is read: two runs with the same settings
-    /// are the same run.
+    /// are the same run. [`crate::output::MAY_CHANGE`] lists those that may change when a run goes on.
     pub(crate) settings: BTreeMap<String, String>,
 }
 
@@ -84,11 +91,17 @@ impl Config {
     /// [`Error::Usage`] for a flag, or a combination of flags and cache, that cannot be trained; [`Error::Data`] and the like for a cache
     /// or an initial file that cannot be read.
     pub fn check(arguments: &Arguments) -> Result<Self> {
-        let Arguments { data, student: shape, objective, optimisation, machine } = arguments;
+        let Arguments { data, student: shape, objective, optimisation, checkpoints, machine } = arguments;
         device::check(&machine.device)?;
         check_numbers(optimisation)?;
-        for (flag, steps) in [("--log-every", Some(machine.log_every)), ("--eval-every", machine.eval_every)] {
-            at_least_one(flag, steps.unwrap_or(1))?;
+        let counts = [
+            ("--log-every", Some(machine.log_every)),
+            ("--eval-every", machine.eval_every),
+            ("--checkpoint-every", checkpoints.checkpoint_every),
+            ("--keep", Some(checkpoints.keep)),
+        ];
+        for (flag, count) in counts {
+            at_least_one(flag, count.unwrap_or(1))?;
         }
         let threads = machine.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
         at_least_one("--threads", threads as u64)?;
@@ -123,6 +136,10 @@ impl Config {
             threads,
             log_every: machine.log_every,
             eval_every: machine.eval_every,
+            checkpoint_every: checkpoints.checkpoint_every,
+            keep: usize::try_from(checkpoints.keep).unwrap_or(usize::MAX),
+            resume: checkpoints.resume,
+            skip_nonfinite: checkpoints.skip_nonfinite,
             quiet: machine.quiet,
             settings: BTreeMap::new(),
         };
@@ -135,11 +152,12 @@ impl Config {
         self.cache.directory().join(TEACHER_FOLDER)
     }
 
-    /// Threads do not belong to the settings: they change rounding at most. Nor does `--quiet`.
+    /// Threads do not belong to the settings: they change rounding at most. Nor does what only says where to stop and what to keep.
     fn resolve_settings(&self) -> Result<BTreeMap<String, String>> {
         let (mut settings, student) = (BTreeMap::new(), &self.student);
         let mut set = |name: &str, value: &dyn ToString| settings.insert(name.to_owned(), value.to_string());
         set("cache", &self.cache.manifest().fingerprints.run);
+        set("teacher", &self.cache.manifest().fingerprints.teacher);
         match &self.evaluation {
             EvaluationSource::Nothing => set("eval-fraction", &0.0),
             EvaluationSource::HeldOut(share) => set("eval-fraction", &share),

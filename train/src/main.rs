@@ -2,12 +2,14 @@
 
 use anyhow::Context;
 use clap::Parser;
+use logitcache::error::Error;
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use train::cli::Arguments;
 use train::config::Config;
+use train::resume::as_typed;
 use train::trainer::StopSignal;
 
 /// Activations of a step are large and live briefly; an allocator that keeps freed pages saves clearing them again and again.
@@ -27,7 +29,11 @@ fn main() -> ExitCode {
         Err(error) => {
             // Where nobody can read the error, the exit code says it.
             let _ = writeln!(std::io::stderr(), "error: {error:#}");
-            let code = error.downcast_ref::<logitcache::error::Error>().map_or(1, logitcache::error::Error::exit_code);
+            let known = error.downcast_ref::<Error>();
+            if let (Some(Error::Interrupted { .. }), Some(command)) = (known, as_typed(std::env::args_os())) {
+                let _ = writeln!(std::io::stderr(), "{command}");
+            }
+            let code = known.map_or(1, Error::exit_code);
             ExitCode::from(code)
         }
     }
@@ -36,10 +42,10 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> anyhow::Result<String> {
     let config = Config::check(arguments)?;
     let stop = StopSignal::default();
+    let second = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         // The first signal is left for the loop to find; where one has been left already, the second ends the process at once.
         let place = stop.place();
-        let second = Arc::new(AtomicBool::new(false));
         let register = || -> std::io::Result<()> {
             signal_hook::flag::register_conditional_default(signal, second.clone())?;
             signal_hook::flag::register(signal, second.clone())?;

@@ -4,7 +4,7 @@ use crate::evaluate::Evaluation;
 use logitcache::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 /// The file's name within the student's directory.
@@ -41,6 +41,9 @@ pub struct StepMetrics {
     pub update_ms: f64,
     /// Since training began, evaluations included.
     pub elapsed_seconds: f64,
+    /// Steps so far that were skipped since their loss or gradient was not finite; the means are over the others.
+    #[serde(default)]
+    pub skipped_steps: u64,
 }
 
 /// An evaluation and when it was made.
@@ -73,6 +76,7 @@ pub enum Line {
 pub struct MetricsLog {
     path: PathBuf,
     file: File,
+    bytes: u64,
     lines: Vec<Line>,
 }
 
@@ -84,7 +88,36 @@ impl MetricsLog {
     pub fn create(directory: &Path) -> Result<Self> {
         let path = directory.join(METRICS_FILE);
         let file = File::create(&path).map_err(Error::io("create", &path))?;
-        Ok(Self { path, file, lines: Vec::new() })
+        Ok(Self { path, file, bytes: 0, lines: Vec::new() })
+    }
+
+    /// Takes up the log in `directory` where it had `bytes` bytes: what came after that moment is cut off and will be written again.
+    ///
+    /// # Errors
+    /// [`Error::Io`], or [`Error::Data`] for a log that is shorter or does not end in a line there.
+    pub fn resume(directory: &Path, bytes: u64) -> Result<Self> {
+        let path = directory.join(METRICS_FILE);
+        let mut file = File::options().read(true).write(true).open(&path).map_err(Error::io("open", &path))?;
+        let mut text = String::new();
+        (&mut file).take(bytes).read_to_string(&mut text).map_err(Error::io("read", &path))?;
+        if text.len() as u64 != bytes || !(text.is_empty() || text.ends_with('\n')) {
+            let expected = format!("whole lines in the first {bytes} bytes, as the checkpoint has it");
+            let remedy = "put the run's log back, or remove the student's directory to train from the start";
+            return Err(Error::data(&path, "length", expected, format!("{} bytes", text.len()), remedy));
+        }
+        let lines = text.lines().map(serde_json::from_str).collect::<serde_json::Result<_>>().map_err(Error::library("parse", &path))?;
+        file.set_len(bytes).map_err(Error::io("cut", &path))?;
+        file.seek(SeekFrom::Start(bytes)).map_err(Error::io("seek in", &path))?;
+        Ok(Self { path, file, bytes, lines })
+    }
+
+    /// Makes what is written last; returns the file's length.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn sync(&mut self) -> Result<u64> {
+        self.file.sync_data().map_err(Error::io("sync", &self.path))?;
+        Ok(self.bytes)
     }
 
     /// Appends a line.
@@ -95,6 +128,7 @@ impl MetricsLog {
         let mut text = serde_json::to_string(&line).map_err(Error::library("write", &self.path))?;
         text.push('\n');
         self.file.write_all(text.as_bytes()).map_err(Error::io("write", &self.path))?;
+        self.bytes += text.len() as u64;
         self.lines.push(line);
         Ok(())
     }
@@ -106,13 +140,14 @@ impl MetricsLog {
 }
 
 /// Sums over steps, from which the next [`StepMetrics`] is made.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepSums {
     /// Steps summed.
     pub steps: u64,
     /// Their tokens.
     pub tokens: u64,
-    /// Sums of the fields of the same name; `step`, `epoch`, `learning_rate`, `tokens_per_second` and `elapsed_seconds` are not used.
+    /// Sums of the fields of the same name; `step`, `epoch`, `learning_rate`, `tokens_per_second`, `elapsed_seconds`
+    /// and `skipped_steps` are not used.
     pub totals: StepMetrics,
 }
 
@@ -154,6 +189,7 @@ impl StepSums {
             backward_ms: mean(totals.backward_ms),
             update_ms: mean(totals.update_ms),
             elapsed_seconds,
+            skipped_steps: 0,
         }
     }
 }
@@ -185,5 +221,24 @@ mod tests {
         let read: Vec<Line> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(read, log.lines());
         assert!(text.starts_with(r#"{"kind":"evaluation","step":0"#), "{text}");
+    }
+
+    #[test]
+    fn a_log_goes_on_where_it_is_told_to() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(METRICS_FILE);
+        let line = |step| Line::Step(StepMetrics { step, ..StepMetrics::default() });
+        let mut log = MetricsLog::create(directory.path()).unwrap();
+        log.write(line(1)).unwrap();
+        let bytes = log.sync().unwrap();
+        log.write(line(2)).unwrap();
+        std::fs::write(&path, [std::fs::read(&path).unwrap(), b"{\"kind".to_vec()].concat()).unwrap();
+        let mut log = MetricsLog::resume(directory.path(), bytes).unwrap();
+        assert_eq!(log.lines(), [line(1)]);
+        log.write(line(3)).unwrap();
+        assert_eq!(log.sync().unwrap(), std::fs::metadata(&path).unwrap().len());
+        assert_eq!(MetricsLog::resume(directory.path(), log.bytes).unwrap().lines(), [line(1), line(3)]);
+        let error = MetricsLog::resume(directory.path(), bytes + 3).err().unwrap().to_string();
+        assert!(error.contains("metrics.jsonl") && error.contains("whole lines"), "{error}");
     }
 }

@@ -26,6 +26,7 @@ mod teacher_shape;
 pub mod tensor_file;
 pub mod tensor_source;
 pub mod widths;
+pub mod tensor_writer;
 
 use crate::batcher::Batch;
 use crate::kernels::{Affine, DropoutPlan, Packing, Parameter, ParameterRef};
