@@ -7,6 +7,8 @@
 //!
 //! Gradients are with respect to the logits as the student gives them, before the division by T; no loss here is multiplied by T^2.
 
+pub mod hidden;
+
 /// log Z_T of `logits` `[vocabulary]`: the log of the sum over all of them of exp((z - z_max) / T). At least 0, at most the log of their
 /// number.
 pub fn log_z(logits: &[f64], temperature: f64) -> f64 {
