@@ -1,9 +1,13 @@
 //! One binary for all end-to-end tests: linking is slow, once.
 
+#[path = "suite/config_file.rs"]
+mod config_file;
 #[path = "suite/fixtures.rs"]
 mod fixtures;
 #[path = "suite/goldens.rs"]
 mod goldens;
+#[path = "suite/onnx_export.rs"]
+mod onnx_export;
 #[path = "suite/readers.rs"]
 mod readers;
 #[path = "suite/readme.rs"]

@@ -10,9 +10,11 @@
 //! - [`evaluate`]: the student against its teacher on masked positions it was never trained on.
 //! - [`export`]: the directory that `transformers` loads.
 //! - [`export_onnx`], [`evaluate_student`], [`report_again`]: what else can be done with a student, a subcommand each.
-//! - [`metrics`], [`progress`], [`report`], [`summary`]: what was measured, as a log, on the screen, as curves, as a table.
+//! - [`metrics`], [`tensorboard`], [`progress`], [`report`], [`summary`]: what was measured, as a log for programs and for TensorBoard, on the
+//!   screen, as a page, as a table.
 //!
-//! Nothing here opens the corpus, the teacher's graph or a tokenizer's code, and no setting is read once [`run`] has begun.
+//! Nothing here opens the corpus or a tokenizer's code or runs the teacher's graph (of which first weights may be read), and no setting is read once
+//! [`run`] has begun.
 
 pub mod batcher;
 pub mod checkpoint;
@@ -37,6 +39,7 @@ mod small_cache;
 pub mod stream;
 pub mod student;
 pub mod summary;
+pub mod tensorboard;
 pub mod trainer;
 
 use checkpoint::Checkpoints;
@@ -94,6 +97,7 @@ fn train_and_write(
         None => resume::from_the_start(config)?,
     };
     RunRecord::new(&config.settings, start.state.step, false).write(&config.out)?;
+    config.write_resolved()?;
     progress.start(plan.steps);
     let outcome = trainer::train(config, &student, &plan, start, (&mut log, checkpoints), progress, stop)?;
     progress.finish();
@@ -104,6 +108,9 @@ fn train_and_write(
     }
     export::save(&student, &config.teacher_folder(), &config.out)?;
     write_curves(config, &student, &log, plan.steps)?;
+    if let Some(found) = trainer::evaluate_fully(config, &student)? {
+        evaluate_student::write(&found, &config.out.join(evaluate_student::EVALUATION_FILE))?;
+    }
     let summary = summarise(config, &student, plan, &outcome);
     summary.write(&config.out)?;
     record.write(&config.out)?;

@@ -2,6 +2,7 @@
 
 use crate::evaluate::Evaluation;
 use crate::loss::{PARTS, PartValues};
+use crate::tensorboard::EventFile;
 use logitcache::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -70,10 +71,11 @@ pub enum Line {
     Evaluation(EvaluationMetrics),
 }
 
-/// The log of a run. Each line is written with one call, so that the file holds whole lines at any moment.
+/// The log of a run, with TensorBoard's beside it. Each line is written with one call, so that the file holds whole lines at any moment.
 pub struct MetricsLog {
     path: PathBuf,
     file: File,
+    events: EventFile,
     bytes: u64,
     lines: Vec<Line>,
 }
@@ -86,7 +88,8 @@ impl MetricsLog {
     pub fn create(directory: &Path) -> Result<Self> {
         let path = directory.join(METRICS_FILE);
         let file = File::create(&path).map_err(Error::io("create", &path))?;
-        Ok(Self { path, file, bytes: 0, lines: Vec::new() })
+        let events = EventFile::create(directory, [])?;
+        Ok(Self { path, file, events, bytes: 0, lines: Vec::new() })
     }
 
     /// Takes up the log in `directory` where it had `bytes` bytes: what came after that moment is cut off and will be written again.
@@ -104,9 +107,11 @@ impl MetricsLog {
             return Err(Error::data(&path, "length", expected, format!("{} bytes", text.len()), remedy));
         }
         let lines = text.lines().map(serde_json::from_str).collect::<serde_json::Result<_>>().map_err(Error::library("parse", &path))?;
+        let values: Vec<serde_json::Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
         file.set_len(bytes).map_err(Error::io("cut", &path))?;
         file.seek(SeekFrom::Start(bytes)).map_err(Error::io("seek in", &path))?;
-        Ok(Self { path, file, bytes, lines })
+        let events = EventFile::create(directory, &values)?;
+        Ok(Self { path, file, events, bytes, lines })
     }
 
     /// Makes what is written last; returns the file's length.
@@ -127,6 +132,7 @@ impl MetricsLog {
         text.push('\n');
         self.file.write_all(text.as_bytes()).map_err(Error::io("write", &self.path))?;
         self.bytes += text.len() as u64;
+        self.events.append(&serde_json::to_value(line).map_err(Error::library("write", &self.path))?)?;
         self.lines.push(line);
         Ok(())
     }

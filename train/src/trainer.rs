@@ -7,29 +7,24 @@ mod steps;
 pub use state::{RunState, Start};
 pub use steps::plan;
 
-use crate::batcher::{Step, StepArithmetic, Steps, Targets};
+use crate::batcher::{Step, StepArithmetic};
 use crate::checkpoint::{Checkpoints, Snapshot};
 use crate::config::{Config, EvaluationSource};
-use crate::evaluate::{Evaluation, Tally};
+use crate::evaluate::pass::for_each_batch;
+use crate::evaluate::{Evaluation, FullEvaluation, FullTally, Tally};
 use crate::kernels::{DropoutPlan, ParameterRef};
 use crate::loss::{LossParts, PartValues, StepObjective};
 use crate::metrics::{EvaluationMetrics, Line, MetricsLog, StepMetrics};
 use crate::optim::{AdamW, AdamWSettings, Schedule, measure};
 use crate::progress::Progress;
-use crate::stream::{Order, Prefetch, RowStream, Selection};
+use crate::stream::Selection;
 use crate::student::Student;
-use candle_core::DType;
+use logitcache::cache::reader::Cache;
 use logitcache::error::{Error, Result};
 use nonfinite::NonFinite;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
-
-/// Tokens of a batch in an evaluation.
-const EVALUATION_TOKENS: u64 = 2048;
-
-/// Batches that are read at once in an evaluation; together they take the longest sequence that a record can hold.
-const EVALUATION_BATCHES: u64 = 32;
 
 /// Where a signal's number is left for the loop to find; 0 for none.
 #[derive(Clone, Debug, Default)]
@@ -67,29 +62,33 @@ pub struct Outcome {
     pub tokens_per_second: f64,
 }
 
+fn held_out(config: &Config) -> Option<(&Cache, Selection)> {
+    match &config.evaluation {
+        EvaluationSource::Nothing => None,
+        EvaluationSource::HeldOut(share) => Some((&config.cache, Selection::HeldOut(*share))),
+        EvaluationSource::Cache(cache) => Some((cache, Selection::All)),
+    }
+}
+
+/// Measures the student on what is held out in every way there is; nothing where nothing is.
+///
+/// # Errors
+/// See [`evaluate`].
+pub fn evaluate_fully(config: &Config, student: &Student) -> Result<Option<FullEvaluation>> {
+    let Some((cache, selection)) = held_out(config) else { return Ok(None) };
+    let mut tally = FullTally::new(cache.spec().vocabulary_size());
+    for_each_batch(cache, selection, student, |batch, logits| tally.add(batch, logits))?;
+    Ok(tally.finish(&cache.vocabulary()?))
+}
+
 /// Measures the student on what is held out; nothing where nothing is.
 ///
 /// # Errors
 /// A shard that cannot be read, or a student whose logits are not finite.
 pub fn evaluate(config: &Config, student: &Student) -> Result<Option<Evaluation>> {
-    let (cache, selection) = match &config.evaluation {
-        EvaluationSource::Nothing => return Ok(None),
-        EvaluationSource::HeldOut(share) => (&config.cache, Selection::HeldOut(*share)),
-        EvaluationSource::Cache(cache) => (cache, Selection::All),
-    };
-    let targets = Targets::new(cache.spec(), 1.0, true, None)?;
-    let rows = RowStream::new(cache, &[], selection, Order::Stored)?;
+    let Some((cache, selection)) = held_out(config) else { return Ok(None) };
     let mut tally = Tally::default();
-    for step in Prefetch::new(Steps::new(rows, targets, EVALUATION_TOKENS, EVALUATION_BATCHES)) {
-        for batch in step?.micro_batches {
-            let mut logits = Vec::new();
-            if !batch.asked.is_empty() {
-                let computed = student.logits(&batch).and_then(|logits| logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>());
-                logits = computed.map_err(failed("evaluation"))?;
-            }
-            tally.add(&batch, &logits)?;
-        }
-    }
+    for_each_batch(cache, selection, student, |batch, logits| tally.add(batch, logits))?;
     Ok(tally.finish())
 }
 

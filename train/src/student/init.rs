@@ -13,8 +13,7 @@ use super::config::StudentConfig;
 use super::family::Family;
 use super::layout::ParameterSpec;
 use super::names::{LayerPart, Role};
-use super::tensor_file::TensorFile;
-use super::tensor_source::TensorSource;
+use super::tensor_source::{TensorSource, open_tensors};
 use logitcache::error::{Error, Result};
 use std::path::Path;
 
@@ -45,13 +44,13 @@ pub struct TeacherTensors {
 }
 
 impl TeacherTensors {
-    /// Opens the masked language model (BERT or DistilBERT) in `path`: a `.safetensors` file or a directory with `model.safetensors`.
+    /// Opens the masked language model (BERT or DistilBERT) in `path`: a `.safetensors` or `.onnx` file, or a directory with one (safetensors preferred).
     /// `layers[i]` is the teacher's layer that student layer i starts from; `None` applies [`default_layers`].
     ///
     /// # Errors
     /// A file that cannot be read, names of neither family, layers that the file does not have or whose number is not the student's.
     pub fn open(path: &Path, config: &StudentConfig, layers: Option<&[usize]>) -> Result<Self> {
-        Self::new(Box::new(TensorFile::open(path)?), config, layers)
+        Self::new(open_tensors(path)?, config, layers)
     }
 
     /// [`open`](Self::open), of tensors from anywhere.

@@ -21,6 +21,8 @@ mod heads;
 pub mod init;
 pub mod layout;
 pub mod names;
+mod onnx_names;
+pub mod onnx_tensors;
 pub mod random;
 pub mod tensor_file;
 pub mod tensor_source;
@@ -38,6 +40,7 @@ pub use family::Family;
 pub use init::TeacherTensors;
 pub use layout::{ParameterSpec, layout};
 pub use names::{LayerPart, Role};
+pub use onnx_tensors::OnnxTensors;
 pub use random::at_random;
 pub use tensor_source::TensorSource;
 
