@@ -96,7 +96,7 @@ fn write_parameters(path: &Path, parameters: &[ParameterRef]) -> Result<()> {
 }
 
 /// Reads a parameter's values in single precision, whichever it has.
-fn with_f32<R>(parameter: &Parameter, read: impl FnOnce(&[f32]) -> R) -> Result<R> {
+pub(crate) fn with_f32<R>(parameter: &Parameter, read: impl FnOnce(&[f32]) -> R) -> Result<R> {
     let result = match parameter.dtype() {
         DType::F64 => parameter.with_value(|values: &[f64]| read(&values.iter().map(|value| *value as f32).collect::<Vec<_>>())),
         _ => parameter.with_value(|values: &[f32]| read(values)),

@@ -9,9 +9,12 @@
 //! - [`checkpoint`], [`resume`]: what a run needs to go on as if it had never stopped, and where it begins.
 //! - [`evaluate`]: the student against its teacher on masked positions it was never trained on.
 //! - [`export`]: the directory that `transformers` loads.
-//! - [`metrics`], [`progress`], [`report`], [`summary`]: what was measured, as a log, on the screen, as curves, as a table.
+//! - [`export_onnx`], [`evaluate_student`], [`report_again`]: what else can be done with a student, a subcommand each.
+//! - [`metrics`], [`tensorboard`], [`progress`], [`report`], [`summary`]: what was measured, as a log for programs and for TensorBoard, on the
+//!   screen, as a page, as a table.
 //!
-//! Nothing here opens the corpus, the teacher's graph or a tokenizer's code, and no setting is read once [`run`] has begun.
+//! Nothing here opens the corpus or a tokenizer's code or runs the teacher's graph (of which first weights may be read), and no setting is read once
+//! [`run`] has begun.
 
 pub mod batcher;
 pub mod checkpoint;
@@ -19,7 +22,9 @@ pub mod cli;
 pub mod config;
 pub mod device;
 pub mod evaluate;
+pub mod evaluate_student;
 pub mod export;
+pub mod export_onnx;
 pub mod kernels;
 pub mod loss;
 pub mod metrics;
@@ -27,12 +32,14 @@ pub mod optim;
 pub mod output;
 pub mod progress;
 pub mod report;
+pub mod report_again;
 pub mod resume;
 #[cfg(test)]
 mod small_cache;
 pub mod stream;
 pub mod student;
 pub mod summary;
+pub mod tensorboard;
 pub mod trainer;
 
 use checkpoint::Checkpoints;
@@ -82,12 +89,15 @@ fn train_and_write(
 ) -> Result<String> {
     let plan = trainer::plan(config)?;
     progress.say(&plan.to_string());
+    let notes = config.objective.truncation_notes(config.targets.k(), config.cache.spec().vocabulary_size());
+    notes.iter().for_each(|note| progress.say(note));
     let checkpoint = resume::checkpoint_to_go_on_from(config, checkpoints, occupancy, &plan, progress)?;
     let (student, start, mut log) = match &checkpoint {
         Some(checkpoint) => resume::from_checkpoint(config, checkpoint)?,
         None => resume::from_the_start(config)?,
     };
     RunRecord::new(&config.settings, start.state.step, false).write(&config.out)?;
+    config.write_resolved()?;
     progress.start(plan.steps);
     let outcome = trainer::train(config, &student, &plan, start, (&mut log, checkpoints), progress, stop)?;
     progress.finish();
@@ -97,7 +107,10 @@ fn train_and_write(
         return Err(Error::Interrupted { signal, advice: resume::advice(config, checkpoints, outcome.completed_steps, plan.steps) });
     }
     export::save(&student, &config.teacher_folder(), &config.out)?;
-    write_curves(config, &student, &log)?;
+    write_curves(config, &student, &log, plan.steps)?;
+    if let Some(found) = trainer::evaluate_fully(config, &student)? {
+        evaluate_student::write(&found, &config.out.join(evaluate_student::EVALUATION_FILE))?;
+    }
     let summary = summarise(config, &student, plan, &outcome);
     summary.write(&config.out)?;
     record.write(&config.out)?;
@@ -117,11 +130,11 @@ fn initial_student(config: &Config) -> Result<Student> {
     }
 }
 
-fn write_curves(config: &Config, student: &Student, log: &MetricsLog) -> Result<()> {
-    let (weights, shape) = (config.weights, &config.student);
+fn write_curves(config: &Config, student: &Student, log: &MetricsLog, steps: u64) -> Result<()> {
+    let shape = &config.student;
     let millions = student.parameter_count() as f64 / 1e6;
     let heading = format!("Student of {} layers, width {}, {millions:.1} million parameters", shape.num_hidden_layers, shape.hidden_size);
-    let curves = report::draw(&heading, log.lines(), [weights.ce, weights.mlm, weights.cos])?;
+    let curves = report::draw(&heading, log.lines(), &config.objective, steps)?;
     write_bytes_atomically(&config.out.join(report::CURVES_FILE), curves.as_bytes())
 }
 

@@ -58,7 +58,8 @@ pub(crate) fn checkpoint_to_go_on_from(
     for name in ["epochs", "steps"].into_iter().filter(|name| state.settings.get(*name) != config.settings.get(*name)) {
         let said = |value: Option<&String>| value.cloned().unwrap_or("not given".to_owned());
         let (was, now) = (said(state.settings.get(name)), said(config.settings.get(name)));
-        progress.say(&format!("--{name} was {was}, now {now}: from here on the learning rate follows the new length"));
+        progress
+            .say(&format!("--{name} was {was}, now {now}: from here on the learning rate and the weights of --loss follow the new length"));
     }
     Ok(Some(checkpoint))
 }

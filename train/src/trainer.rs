@@ -7,29 +7,24 @@ mod steps;
 pub use state::{RunState, Start};
 pub use steps::plan;
 
-use crate::batcher::{Step, StepArithmetic, Steps, Targets};
+use crate::batcher::{Step, StepArithmetic};
 use crate::checkpoint::{Checkpoints, Snapshot};
 use crate::config::{Config, EvaluationSource};
-use crate::evaluate::{Evaluation, Tally};
+use crate::evaluate::pass::for_each_batch;
+use crate::evaluate::{Evaluation, FullEvaluation, FullTally, Tally};
 use crate::kernels::{DropoutPlan, ParameterRef};
-use crate::loss::{LossParts, LossWeights};
+use crate::loss::{LossParts, PartValues, StepObjective};
 use crate::metrics::{EvaluationMetrics, Line, MetricsLog, StepMetrics};
 use crate::optim::{AdamW, AdamWSettings, Schedule, measure};
 use crate::progress::Progress;
-use crate::stream::{Order, Prefetch, RowStream, Selection};
+use crate::stream::Selection;
 use crate::student::Student;
-use candle_core::DType;
+use logitcache::cache::reader::Cache;
 use logitcache::error::{Error, Result};
 use nonfinite::NonFinite;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
-
-/// Tokens of a batch in an evaluation.
-const EVALUATION_TOKENS: u64 = 2048;
-
-/// Batches that are read at once in an evaluation; together they take the longest sequence that a record can hold.
-const EVALUATION_BATCHES: u64 = 32;
 
 /// Where a signal's number is left for the loop to find; 0 for none.
 #[derive(Clone, Debug, Default)]
@@ -67,29 +62,33 @@ pub struct Outcome {
     pub tokens_per_second: f64,
 }
 
+fn held_out(config: &Config) -> Option<(&Cache, Selection)> {
+    match &config.evaluation {
+        EvaluationSource::Nothing => None,
+        EvaluationSource::HeldOut(share) => Some((&config.cache, Selection::HeldOut(*share))),
+        EvaluationSource::Cache(cache) => Some((cache, Selection::All)),
+    }
+}
+
+/// Measures the student on what is held out in every way there is; nothing where nothing is.
+///
+/// # Errors
+/// See [`evaluate`].
+pub fn evaluate_fully(config: &Config, student: &Student) -> Result<Option<FullEvaluation>> {
+    let Some((cache, selection)) = held_out(config) else { return Ok(None) };
+    let mut tally = FullTally::new(cache.spec().vocabulary_size());
+    for_each_batch(cache, selection, student, |batch, logits| tally.add(batch, logits))?;
+    Ok(tally.finish(&cache.vocabulary()?))
+}
+
 /// Measures the student on what is held out; nothing where nothing is.
 ///
 /// # Errors
 /// A shard that cannot be read, or a student whose logits are not finite.
 pub fn evaluate(config: &Config, student: &Student) -> Result<Option<Evaluation>> {
-    let (cache, selection) = match &config.evaluation {
-        EvaluationSource::Nothing => return Ok(None),
-        EvaluationSource::HeldOut(share) => (&config.cache, Selection::HeldOut(*share)),
-        EvaluationSource::Cache(cache) => (cache, Selection::All),
-    };
-    let targets = Targets::new(cache.spec(), 1.0, true)?;
-    let rows = RowStream::new(cache, &[], selection, Order::Stored)?;
+    let Some((cache, selection)) = held_out(config) else { return Ok(None) };
     let mut tally = Tally::default();
-    for step in Prefetch::new(Steps::new(rows, targets, EVALUATION_TOKENS, EVALUATION_BATCHES)) {
-        for batch in step?.micro_batches {
-            let mut logits = Vec::new();
-            if !batch.asked.is_empty() {
-                let computed = student.logits(&batch).and_then(|logits| logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>());
-                logits = computed.map_err(failed("evaluation"))?;
-            }
-            tally.add(&batch, &logits)?;
-        }
-    }
+    for_each_batch(cache, selection, student, |batch, logits| tally.add(batch, logits))?;
     Ok(tally.finish())
 }
 
@@ -195,23 +194,22 @@ impl<'a> Run<'a> {
 
     /// One optimiser step.
     fn step(&mut self, step: &Step, data_wait_ms: f64) -> Result<()> {
-        let Config { seed, weights, temperature, .. } = *self.config;
         let number = self.state.step;
-        let dropout = self.student.dropout_plan(seed, number);
-        let passes = accumulate_gradients(self.student, step, temperature, &weights, &dropout)?;
+        let dropout = self.student.dropout_plan(self.config.seed, number);
+        let temperature = f64::from(self.config.temperature);
+        let objective = StepObjective::new(&self.config.objective, (number, self.plan.steps), temperature, step.normalisers());
+        let passes = accumulate_gradients(self.student, step, &objective, &dropout)?;
         let update_at = Instant::now();
         let clipped = measure(&self.trainable, self.config.clip).map_err(failed("gradient norm"))?;
         if !passes.parts.total.is_finite() || !clipped.norm.is_finite() {
-            return self.skip(step, &passes, clipped.norm);
+            return self.skip(step, &objective, &passes, clipped.norm);
         }
         let learning_rate = self.schedule.learning_rate(number);
         self.optimiser.update(&self.trainable, learning_rate, clipped.scale).map_err(failed("update"))?;
         let tokens = step.normalisers().tokens as u64;
         let metrics = StepMetrics {
             loss: passes.parts.total,
-            ce_nats: passes.parts.ce,
-            mlm_nats: passes.parts.mlm,
-            cos_distance: passes.parts.cos,
+            parts: PartValues::new(&objective.weights, &passes.parts),
             learning_rate,
             gradient_norm: clipped.norm,
             data_wait_ms,
@@ -228,9 +226,9 @@ impl<'a> Run<'a> {
     }
 
     /// Passes over a step whose loss or gradient is not finite, while that is allowed: nothing is updated.
-    fn skip(&mut self, step: &Step, passes: &Passes, gradient_norm: f64) -> Result<()> {
+    fn skip(&mut self, step: &Step, objective: &StepObjective, passes: &Passes, gradient_norm: f64) -> Result<()> {
         let (number, micro_batch) = (self.state.step + 1, passes.first_nonfinite);
-        let described = NonFinite { number, step, parts: passes.parts, gradient_norm, micro_batch };
+        let described = NonFinite { number, step, weights: objective.weights, parts: passes.parts, gradient_norm, micro_batch };
         if self.state.skipped_steps >= self.config.skip_nonfinite {
             let last = self.checkpoints.list()?.pop().map(|(_, path)| path);
             return Err(described.refuse(self.state.skipped_steps, self.config.cache.directory(), last.as_deref()));
@@ -298,12 +296,11 @@ struct Passes {
 
 /// Forward and backward for each micro-batch. The gradients add up in the parameters; since every part is divided by the counts of the whole
 /// step, the sum does not depend on how the step was split.
-fn accumulate_gradients(student: &Student, step: &Step, temperature: f32, weights: &LossWeights, dropout: &DropoutPlan) -> Result<Passes> {
-    let normalisers = step.normalisers();
+fn accumulate_gradients(student: &Student, step: &Step, objective: &StepObjective, dropout: &DropoutPlan) -> Result<Passes> {
     let mut passes = Passes { parts: LossParts::default(), forward_ms: 0.0, backward_ms: 0.0, first_nonfinite: None };
     for (index, batch) in step.micro_batches.iter().enumerate() {
         let forward_at = Instant::now();
-        let (loss, parts) = student.loss(batch, f64::from(temperature), weights, &normalisers, dropout).map_err(failed("forward pass"))?;
+        let (loss, parts) = student.loss(batch, objective, dropout).map_err(failed("forward pass"))?;
         if !parts.total.is_finite() {
             passes.first_nonfinite.get_or_insert(index);
         }

@@ -8,7 +8,10 @@ use std::path::Path;
 use tempfile::TempDir;
 
 /// Three epochs of 5 steps with everything that could go out of step.
-const RUN: &[&str] = &["--accumulate", "2", "--dropout", "0.1", "--epochs", "3", "--log-every", "3", "--eval-every", "4"];
+const RUN: &[&str] =
+    &["--accumulate", "2", "--dropout", "0.1", "--epochs", "3", "--log-every", "3", "--eval-every", "4", "--loss", SCHEDULED];
+
+const SCHEDULED: &str = "ce=5,mlm=2:schedule=wsd:warmup=0.2:decay=0.3,cos=1:schedule=linear";
 
 struct Place {
     folder: TempDir,
@@ -97,7 +100,8 @@ fn the_last_checkpoints_and_the_best_stay() {
     let place = Place::new();
     // The learning rate ruins the student soon: the first evaluation stays the best.
     let ruin = ["--learning-rate", "3", "--checkpoint-every", "2", "--keep", "2", "--clip", "1000"];
-    place.run("ruined", &ruin).unwrap();
+    let all = [&RUN[..10], &["--eval-fraction", "0.1"], &ruin].concat();
+    crate::run(&Config::check(&arguments(&place.cache, &place.path("ruined"), &all)).unwrap(), &StopSignal::default()).unwrap();
     let steps = place.steps("ruined");
     let best = steps[0];
     assert_eq!((steps.len(), best % 4), (3, 0), "{steps:?}: two and the best of those evaluated");
@@ -176,21 +180,9 @@ fn a_finished_run_may_be_made_longer_and_not_shorter() {
     let place = Place::new();
     place.run("whole", &[]).unwrap();
     let log = metrics(&place.path("whole"));
-    let longer = |out: &str, epochs: &str| {
-        let all = [
-            "--accumulate",
-            "2",
-            "--dropout",
-            "0.1",
-            "--epochs",
-            epochs,
-            "--log-every",
-            "3",
-            "--eval-every",
-            "4",
-            "--eval-fraction",
-            "0.1",
-        ];
+    let longer = |out: &str, epochs: &'static str| {
+        let mut all = [RUN, &["--eval-fraction", "0.1"]].concat();
+        all[5] = epochs;
         crate::run(&Config::check(&arguments(&place.cache, &place.path(out), &all)).unwrap(), &StopSignal::default())
     };
     let error = longer("whole", "1").unwrap_err();

@@ -1,7 +1,7 @@
 //! A step whose loss or gradient is not finite, described for a person.
 
 use crate::batcher::{Batch, Step};
-use crate::loss::LossParts;
+use crate::loss::{LossParts, PartValues, Weights};
 use logitcache::error::Error;
 use std::path::Path;
 
@@ -13,6 +13,7 @@ pub(super) struct NonFinite<'a> {
     /// From 1.
     pub(super) number: u64,
     pub(super) step: &'a Step,
+    pub(super) weights: Weights,
     pub(super) parts: LossParts,
     pub(super) gradient_norm: f64,
     /// The first micro-batch whose own loss is not finite; none where only the gradient is not.
@@ -30,8 +31,9 @@ impl NonFinite<'_> {
         let all: Vec<(u64, u16)> = batches.iter().flat_map(rows).collect();
         let named = all.iter().take(NAMED_SEQUENCES).map(|(sequence, pass)| format!("{sequence} (pass {pass})")).collect::<Vec<_>>();
         let more = if all.len() > NAMED_SEQUENCES { format!(" and {} more", all.len() - NAMED_SEQUENCES) } else { String::new() };
-        let LossParts { total, ce, mlm, cos } = self.parts;
-        let parts = format!("ce_nats {ce}, mlm_nats {mlm}, cos_distance {cos}");
+        let computed = PartValues::new(&self.weights, &self.parts);
+        let parts = computed.iter().map(|(part, value)| format!("{} {value}", part.key())).collect::<Vec<_>>().join(", ");
+        let total = self.parts.total;
         let norm = self.gradient_norm;
         format!("loss {total} ({parts}) and gradient norm {norm} on {} sequences: {}{more}", all.len(), named.join(", "))
     }
