@@ -107,7 +107,8 @@ pub struct ObjectiveArguments {
     /// renormalised-teacher, renormalised-both or uniform (ids that are not stored); schedule=constant, linear or wsd, with end, warmup, decay
     #[arg(long, value_name = "PARTS", default_value = "ce=5,mlm=2,cos=1")]
     pub loss: String,
-    /// Stored ids to use per position, the most probable ones: as if the cache had been written with this --top-k [default: all]
+    /// Stored ids to use per position, the most probable ones: as if the cache, of up to 64 ids, had been written with this --top-k
+    /// [default: all]
     #[arg(long, value_name = "K")]
     pub top_k: Option<usize>,
 }
