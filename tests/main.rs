@@ -1,5 +1,7 @@
 //! One binary for all end-to-end tests: linking is slow, once.
 
+#[path = "suite/config_file.rs"]
+mod config_file;
 #[path = "suite/fixtures.rs"]
 mod fixtures;
 #[path = "suite/goldens.rs"]

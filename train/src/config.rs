@@ -1,6 +1,10 @@
 //! What was typed, checked and resolved. [`Config::check`] is the only way to a [`Config`], and a run accepts nothing else: whatever can be
 //! refused is refused here, before any work.
 
+mod resolved;
+
+pub use resolved::RESOLVED_FILE;
+
 use crate::batcher::{Duration, Targets};
 use crate::cli::{Arguments, OptimisationArguments, StudentArguments};
 use crate::device;
@@ -83,6 +87,8 @@ pub struct Config {
     /// Everything above that determines the student, by flag name, and the fingerprints of what is read: two runs with the same settings
     /// are the same run. [`crate::output::MAY_CHANGE`] lists those that may change when a run goes on.
     pub(crate) settings: BTreeMap<String, String>,
+    /// Every flag with its default resolved, as TOML.
+    resolved: String,
 }
 
 impl Config {
@@ -92,7 +98,7 @@ impl Config {
     /// [`Error::Usage`] for a flag, or a combination of flags and cache, that cannot be trained; [`Error::Data`] and the like for a cache
     /// or an initial file that cannot be read.
     pub fn check(arguments: &Arguments) -> Result<Self> {
-        let Arguments { data, student: shape, objective: taught, optimisation, checkpoints, machine } = arguments;
+        let Arguments { data, student: shape, objective: taught, optimisation, checkpoints, machine, .. } = arguments;
         device::check(&machine.device)?;
         check_numbers(optimisation)?;
         let counts = [
@@ -143,8 +149,10 @@ impl Config {
             skip_nonfinite: checkpoints.skip_nonfinite,
             quiet: machine.quiet,
             settings: BTreeMap::new(),
+            resolved: String::new(),
         };
         config.settings = config.resolve_settings()?;
+        config.resolved = config.resolve(arguments)?;
         Ok(config)
     }
 

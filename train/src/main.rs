@@ -6,7 +6,7 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use train::cli::{Arguments, Request};
+use train::cli::{Arguments, Refusal, Request};
 use train::config::Config;
 use train::resume::as_typed;
 use train::trainer::StopSignal;
@@ -19,12 +19,13 @@ fn main() -> ExitCode {
     // candle adds gradients on a pool of its own, whose threads spin beside ours; our operations have their own threads.
     // SAFETY: no other thread exists yet that could read the environment.
     unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
-    let request = train::cli::parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
-    let told = match &request {
-        Request::Train(arguments) => run(arguments),
-        Request::Export(arguments) => train::export_onnx::run(arguments).map_err(Into::into),
-        Request::Evaluate(arguments) => train::evaluate_student::run(arguments).map_err(Into::into),
-        Request::Report(arguments) => train::report_again::run(arguments).map_err(Into::into),
+    let told = match &train::cli::parse(std::env::args_os()) {
+        Err(Refusal::Parser(error)) => error.exit(),
+        Err(Refusal::File(error)) => {
+            let _ = writeln!(std::io::stderr(), "error: {error}");
+            return ExitCode::from(error.exit_code());
+        }
+        Ok(request) => carry_out(request),
     };
     match told {
         Ok(table) => {
@@ -42,6 +43,15 @@ fn main() -> ExitCode {
             let code = known.map_or(1, Error::exit_code);
             ExitCode::from(code)
         }
+    }
+}
+
+fn carry_out(request: &Request) -> anyhow::Result<String> {
+    match request {
+        Request::Train(arguments) => run(arguments),
+        Request::Export(arguments) => Ok(train::export_onnx::run(arguments)?),
+        Request::Evaluate(arguments) => Ok(train::evaluate_student::run(arguments)?),
+        Request::Report(arguments) => Ok(train::report_again::run(arguments)?),
     }
 }
 

@@ -3,6 +3,7 @@
 //! `train [FLAGS]` trains; `train export`, `train evaluate` and `train report` do something with a student that is there. A subcommand and the
 //! flags of a training do not mix. [`crate::config::Config::check`] says what a training's flags mean.
 
+mod config_file;
 mod subcommands;
 mod training;
 
@@ -12,6 +13,7 @@ pub use training::{
 };
 
 use clap::{ArgMatches, Command, CommandFactory, FromArgMatches, Subcommand};
+use logitcache::error::Error;
 use std::ffi::OsString;
 use subcommands::Subcommands;
 
@@ -31,9 +33,23 @@ pub enum Request {
 /// Reads a command line, whose first word is the program's name.
 ///
 /// # Errors
-/// The parser's own, which prints itself with the usage; `--help` and `--version` come back this way too.
-pub fn parse(typed: impl IntoIterator<Item = OsString>) -> Result<Request, clap::Error> {
-    request(&command().try_get_matches_from(typed)?)
+/// [`Refusal::Parser`] for a line that cannot be parsed, and for `--help` and `--version`; [`Refusal::File`] for a `--config` file that cannot be
+/// used.
+pub fn parse(typed: impl IntoIterator<Item = OsString>) -> Result<Request, Refusal> {
+    let mut command = command();
+    // Relations between flags are known once it is built.
+    command.build();
+    let typed = config_file::with_file(typed.into_iter().collect(), &command).map_err(Refusal::File)?;
+    command.try_get_matches_from(typed).and_then(|matches| request(&matches)).map_err(Refusal::Parser)
+}
+
+/// Why a command line was not read.
+#[derive(Debug)]
+pub enum Refusal {
+    /// The parser's own words, which print themselves with the usage.
+    Parser(clap::Error),
+    /// The `--config` file.
+    File(Error),
 }
 
 /// The flags of a training, with the subcommands beside them.
@@ -57,7 +73,10 @@ mod tests {
     use super::*;
 
     fn parsed(line: &str) -> Result<Request, clap::Error> {
-        parse(line.split_whitespace().map(OsString::from))
+        parse(line.split_whitespace().map(OsString::from)).map_err(|refusal| match refusal {
+            Refusal::Parser(error) => error,
+            Refusal::File(error) => panic!("{error}"),
+        })
     }
 
     #[test]

@@ -1,34 +1,46 @@
 //! The flags of a training, one struct per subject.
 
 use clap::{Args, Parser};
+use serde::Serialize;
 use std::path::PathBuf;
 
 /// Distil a student from a cache of a teacher's answers.
-#[derive(Clone, Debug, Parser)]
+#[derive(Clone, Debug, Parser, Serialize)]
 #[command(name = "train", version, max_term_width = 100)]
 pub struct Arguments {
+    /// A TOML file of these flags, by their long names without dashes; flags that are typed win. Paths in it are relative to the working
+    /// directory. OUT/run.toml of an earlier run is such a file
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// What is read.
     #[command(flatten)]
+    #[serde(flatten)]
     pub data: DataArguments,
     /// What is trained.
     #[command(flatten)]
+    #[serde(flatten)]
     pub student: StudentArguments,
     /// What it is taught.
     #[command(flatten)]
+    #[serde(flatten)]
     pub objective: ObjectiveArguments,
     /// How long and how fast.
     #[command(flatten)]
+    #[serde(flatten)]
     pub optimisation: OptimisationArguments,
     /// Stopping and going on.
     #[command(flatten)]
+    #[serde(flatten)]
     pub checkpoints: CheckpointArguments,
     /// Where it runs and what it says.
     #[command(flatten)]
+    #[serde(flatten)]
     pub machine: MachineArguments,
 }
 
 /// What is read and where the student goes.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, Args, Serialize)]
+#[serde(rename_all = "kebab-case")]
 #[command(next_help_heading = "Data")]
 pub struct DataArguments {
     /// The cache directory that precompute wrote
@@ -46,7 +58,8 @@ pub struct DataArguments {
 }
 
 /// The student's shape and first weights.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, Args, Serialize)]
+#[serde(rename_all = "kebab-case")]
 #[command(next_help_heading = "Student")]
 pub struct StudentArguments {
     /// Whose names and wiring the student has: distilbert, bert, roberta or albert
@@ -82,7 +95,8 @@ pub struct StudentArguments {
 }
 
 /// The loss.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, Args, Serialize)]
+#[serde(rename_all = "kebab-case")]
 #[command(next_help_heading = "Objective")]
 pub struct ObjectiveArguments {
     /// Temperature of the soft targets, one that the cache holds [default: the cache's first]
@@ -99,7 +113,8 @@ pub struct ObjectiveArguments {
 }
 
 /// The optimiser and its schedule.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, Args, Serialize)]
+#[serde(rename_all = "kebab-case")]
 #[command(next_help_heading = "Optimisation")]
 pub struct OptimisationArguments {
     /// Times that every row of the cache is trained on; each pass of the corpus counts as rows of its own [default: 3]
@@ -132,7 +147,8 @@ pub struct OptimisationArguments {
 }
 
 /// Checkpoints and steps that fail.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, Args, Serialize)]
+#[serde(rename_all = "kebab-case")]
 #[command(next_help_heading = "Stopping and going on")]
 pub struct CheckpointArguments {
     /// Steps between two checkpoints [default: once an epoch]; there is always one at the end and on Ctrl-C or SIGTERM. The same command goes
@@ -152,7 +168,8 @@ pub struct CheckpointArguments {
 }
 
 /// Where it runs and what it says.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, Args, Serialize)]
+#[serde(rename_all = "kebab-case")]
 #[command(next_help_heading = "Machine and output")]
 pub struct MachineArguments {
     /// Threads that compute [default: one per processor]

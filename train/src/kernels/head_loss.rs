@@ -1,16 +1,17 @@
-//! The tied decoder and both losses over the vocabulary, fused.
+//! The tied decoder and the losses over the vocabulary, fused.
 //!
 //! Logits exist for a chunk of rows at a time. Each row's losses and their gradient are computed in place, then the chunk's gradient goes
 //! through the decoder; nothing of `[rows, vocabulary]` is ever whole in memory.
 
 use super::element::Element;
+use super::head_objectives::RowObjectives;
 use super::head_row::{RowLosses, RowObjective, RowTargets, differentiate_row};
 use super::level::Level;
 use super::matrix::{Matrix, Threads, add_column_sums, multiply, product};
 use super::parameter::Affine;
 use super::precomputed::{Gradients, precomputed};
 use super::storage::{check_parameter, failure, for_dtype, rows_and_width, with_slice};
-use crate::loss::{LossParts, Normalisers, PARTS, Part, StepObjective, Tail};
+use crate::loss::{LossParts, Normalisers, Part, StepObjective};
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
@@ -38,9 +39,8 @@ pub fn head_loss(rows: &Tensor, decoder: &Affine, targets: &HeadTargets<'_>, ste
     check_parameter("head_loss", &decoder.bias, rows.dtype(), &[vocabulary])?;
     let StepObjective { weights, temperature, normalisers, .. } = *step;
     check_targets(targets, count, vocabulary, &normalisers)?;
-    let is_open = |part: Part| !matches!(part, Part::Ce | Part::Mlm) || step.objective.tail(part) != Tail::Ghost;
-    if let Some(part) = Part::ALL.into_iter().find(|part| part.is_of_logits() && weights.has(*part) && is_open(*part)) {
-        return Err(failure("head_loss", format!("{} with tail {}", part.name(), step.objective.tail(part).name())));
+    if weights.has(Part::LogitMse) && targets.max_logit.len() != count {
+        return Err(failure("head_loss", format!("{} largest logits for {count} rows", targets.max_logit.len())));
     }
     if !(temperature.is_finite() && temperature > 0.0) {
         return Err(failure("head_loss", format!("a temperature of {temperature}")));
@@ -50,12 +50,12 @@ pub fn head_loss(rows: &Tensor, decoder: &Affine, targets: &HeadTargets<'_>, ste
         ce: weights.get(Part::Ce) * temperature / normalisers.asked.max(1) as f64,
         mlm: weights.get(Part::Mlm) / normalisers.masked.max(1) as f64,
         whole: targets.k == vocabulary,
+        others: RowObjectives::new(step, vocabulary - targets.k),
     };
     for_dtype!("head_loss", rows.dtype(), T => {
         let (sums, gradients) = with_slice("head_loss", rows, |x: &[T]| run(x, width, decoder, targets, &objective, rows.track_op()))??;
-        let mut values = [0.0; PARTS];
-        values[Part::Ce as usize] = temperature * temperature * sums.ce / normalisers.asked.max(1) as f64;
-        values[Part::Mlm as usize] = sums.mlm / normalisers.masked.max(1) as f64;
+        let count = |part| if part == Part::Mlm { normalisers.masked } else { normalisers.asked };
+        let values = Part::ALL.map(|part| part.temperature_factor(temperature) * sums.get(part) / count(part).max(1) as f64);
         let parts = LossParts::new(&weights, values);
         Ok((precomputed("head_loss", rows, parts.total, gradients)?, parts))
     })
@@ -123,7 +123,7 @@ fn run<T: Element>(
                         differentiate_row(level, logits, bias, RowTargets::new(targets, first + i), objective, kept)
                     })
                     .collect();
-                losses.iter().for_each(|row| (sums.ce, sums.mlm) = (sums.ce + row.ce, sums.mlm + row.mlm));
+                losses.iter().for_each(|row| sums += *row);
                 if tracked {
                     let slopes = Matrix::new(logits, count, vocabulary);
                     multiply(&mut row_gradients[first * width..], width, false, slopes, weight, Threads::All);
@@ -147,6 +147,7 @@ mod tests {
     use super::*;
     use crate::kernels::proof::{Proof, affines, assert_close, numbers, random, random_affine};
     use crate::kernels::{Parameter, ParameterRef};
+    use crate::loss::{Objective, Tail};
     use logitcache::oracle;
 
     const WIDTH: usize = 7;
@@ -250,6 +251,136 @@ mod tests {
                 Proof { inputs: std::slice::from_ref(&example.rows), parameters: &example.decoder, run }.check();
             }
         }
+    }
+
+    /// Every part with each of its tails, and some together.
+    const LOSSES: [&str; 19] = [
+        "ce=1:tail=zero",
+        "ce=1:tail=renormalised-teacher",
+        "ce=1:tail=renormalised-both",
+        "ce=1:tail=uniform",
+        "reverse-kl=1",
+        "reverse-kl=1:tail=renormalised-both",
+        "jsd=1",
+        "jsd=1:beta=0.1:tail=zero",
+        "jsd=1:beta=0.9:tail=renormalised-teacher",
+        "jsd=1:beta=0.3:tail=renormalised-both",
+        "jsd=1:beta=0",
+        "jsd=1:beta=1",
+        "tvd=1",
+        "tvd=1:tail=zero",
+        "tvd=1:tail=renormalised-teacher",
+        "tvd=1:tail=renormalised-both",
+        "logit-mse=1",
+        "logit-mse=0.5,mlm=2",
+        "ce=5:tail=uniform,reverse-kl=0.5,jsd=3:beta=0.25,tvd=2,logit-mse=0.1,mlm=2",
+    ];
+
+    fn oracle_tail(tail: Tail) -> oracle::Tail {
+        match tail {
+            Tail::Ghost => oracle::Tail::Ghost,
+            Tail::Zero => oracle::Tail::Zero,
+            Tail::RenormalisedTeacher => oracle::Tail::RenormalisedTeacher,
+            Tail::RenormalisedBoth => oracle::Tail::RenormalisedBoth,
+            Tail::Uniform => oracle::Tail::Uniform,
+        }
+    }
+
+    impl Example {
+        /// A part in double precision, with its power of T = 2.
+        fn reference_of(&self, part: Part, objective: &Objective) -> f64 {
+            let logits = self.rows.matmul(&self.decoder[0].t().unwrap()).unwrap().broadcast_add(&self.decoder[1]).unwrap();
+            let mut sum = 0.0;
+            for (row, logits) in numbers(&logits).chunks(self.vocabulary).enumerate() {
+                let stored = row * self.k..(row + 1) * self.k;
+                let ids: Vec<usize> = self.top_ids[stored.clone()].iter().map(|id| *id as usize).collect();
+                let logs: Vec<f64> = self.log_probabilities[stored].iter().map(|log| f64::from(*log)).collect();
+                let of =
+                    |divergence| oracle::truncated_divergence(divergence, oracle_tail(objective.tail(part)), logits, &ids, &logs, 2.0).loss;
+                sum += match part {
+                    Part::Ce => 4.0 * of(oracle::Divergence::ForwardKl),
+                    Part::ReverseKl => 4.0 * of(oracle::Divergence::ReverseKl),
+                    Part::Jsd if objective.beta() == 0.0 => 4.0 * of(oracle::Divergence::ForwardKl),
+                    Part::Jsd if objective.beta() == 1.0 => 4.0 * of(oracle::Divergence::ReverseKl),
+                    Part::Jsd => 4.0 * of(oracle::Divergence::JensenShannon(objective.beta())),
+                    Part::Tvd => 2.0 * of(oracle::Divergence::TotalVariation),
+                    Part::LogitMse => {
+                        let teacher: Vec<f64> = logs.iter().map(|log| f64::from(self.max_logit[row]) + 2.0 * (log - logs[0])).collect();
+                        oracle::logit_squared_error(logits, &ids, &teacher).loss
+                    }
+                    _ => 0.0,
+                };
+            }
+            sum / self.normalisers().asked as f64
+        }
+    }
+
+    #[test]
+    fn every_objective_agrees_with_the_oracle() {
+        for case in cases() {
+            let example = example(case.clone());
+            for loss in LOSSES {
+                let objective: Objective = loss.parse().unwrap();
+                let (scalar, parts) = example.run(&example.rows, &example.wrapped(), loss).unwrap();
+                let expected = Part::ALL.map(|part| match part {
+                    Part::Mlm if objective.has(part) => example.reference()[1],
+                    part if objective.has(part) => example.reference_of(part, &objective),
+                    _ => 0.0,
+                });
+                assert_close(&format!("{case:?} {loss}"), &parts.values, &expected, 1e-6, 1e-7);
+                let total = objective.weights_at(0, 1).total(&expected);
+                assert_close(&format!("{case:?} {loss}"), &[numbers(&scalar)[0], parts.total], &[total; 2], 1e-6, 1e-7);
+            }
+        }
+    }
+
+    #[test]
+    fn every_objectives_gradient_agrees_with_finite_differences() {
+        for case in cases().into_iter().filter(|case| !case.2.is_empty()) {
+            let example = example(case);
+            for loss in LOSSES {
+                let run = |x: &[Tensor], p: &[ParameterRef]| Ok(example.run(&x[0], &affines(p)[0], loss)?.0);
+                Proof { inputs: std::slice::from_ref(&example.rows), parameters: &example.decoder, run }.check();
+            }
+        }
+    }
+
+    #[test]
+    fn stored_probabilities_that_round_past_one_are_slopes_all_the_same() {
+        let mut example = example((3, 17, vec![-100, 4]));
+        // About 1.003 in all.
+        example.log_probabilities = [0.7f32, 0.2, 0.103].repeat(2).into_iter().map(f32::ln).collect();
+        for loss in LOSSES.into_iter().chain(["ce=5,mlm=2"]) {
+            let run = |x: &[Tensor], p: &[ParameterRef]| Ok(example.run(&x[0], &affines(p)[0], loss)?.0);
+            Proof { inputs: std::slice::from_ref(&example.rows), parameters: &example.decoder, run }.check();
+        }
+    }
+
+    #[test]
+    fn extreme_logits_stay_finite_under_every_objective() {
+        let single = candle_core::DType::F32;
+        for scale in [1e2, 1e4] {
+            let mut example = example((3, 17, vec![-100, 4]));
+            example.rows = (example.rows * scale).unwrap().to_dtype(single).unwrap();
+            example.decoder = example.decoder.map(|tensor| tensor.to_dtype(single).unwrap());
+            for loss in LOSSES {
+                let (rows, decoder) = (candle_core::Var::from_tensor(&example.rows).unwrap(), example.wrapped());
+                let (scalar, parts) = example.run(&rows, &decoder, loss).unwrap();
+                let gradients = scalar.backward().unwrap();
+                assert!(parts.values.iter().all(|value| value.is_finite()), "{loss}: {parts:?}");
+                assert!(numbers(gradients.get(&rows).unwrap()).iter().all(|value| value.is_finite()), "{loss}");
+            }
+        }
+    }
+
+    #[test]
+    fn parts_of_weight_zero_leave_a_loss_of_zero() {
+        let example = example((3, 17, vec![-100, 4]));
+        let (rows, decoder) = (candle_core::Var::from_tensor(&example.rows).unwrap(), example.wrapped());
+        let (scalar, parts) = example.run(&rows, &decoder, "ce=1:schedule=wsd,jsd=1:schedule=wsd:warmup=0.5,mlm=1:schedule=wsd").unwrap();
+        scalar.backward().unwrap();
+        assert_eq!(parts, LossParts::default());
+        assert!(numbers(&decoder.weight.gradient_tensor().unwrap()).iter().all(|value| *value == 0.0));
     }
 
     #[test]

@@ -17,7 +17,7 @@
 //! | `layer_norm` | LayerNorm, with the residual added on the way |
 //! | `dropout` | masks that depend on (seed, step, sequence, pass, site) alone |
 //! | `gather_rows` | the rows that are asked |
-//! | `head_loss`, `head_row` | tied decoder and both vocabulary losses, in chunks |
+//! | `head_loss`, `head_row`, `head_objectives` | tied decoder and the losses over the vocabulary, in chunks: the default pair, any others |
 //! | `cosine` | 1 - cos against the teacher's hidden states |
 //! | `matrix`, `storage`, `precomputed` | strided GEMM; buffers; scalars that bring their gradient along |
 //!
@@ -40,6 +40,7 @@ pub mod element;
 pub mod embeddings;
 pub mod gather_rows;
 pub mod head_loss;
+mod head_objectives;
 mod head_row;
 pub mod layer_norm;
 pub mod linear;

@@ -6,9 +6,15 @@
 
 pub mod cosine;
 pub mod cross_entropy;
+pub mod forward_kl;
 pub mod ghost_kl;
+pub mod jensen_shannon;
+pub mod logit_mse;
 pub mod objective;
+pub mod outcome;
+pub mod reverse_kl;
 pub mod tail;
+pub mod total_variation;
 pub mod weight_schedule;
 
 pub use objective::Objective;
@@ -81,6 +87,16 @@ impl Part {
         match self {
             Self::Ce | Self::ReverseKl | Self::Jsd | Self::Mlm => "nats",
             Self::Tvd | Self::LogitMse | Self::Cos | Self::HiddenMse => "",
+        }
+    }
+
+    /// What its value is multiplied by at the temperature T, so that the gradient with respect to the logits keeps its size as T grows: T^2 for
+    /// the divergences, whose gradient falls as 1 / T^2, T for the distance, and 1 for what knows no temperature.
+    pub fn temperature_factor(self, temperature: f64) -> f64 {
+        match self {
+            Self::Ce | Self::ReverseKl | Self::Jsd => temperature * temperature,
+            Self::Tvd => temperature,
+            Self::LogitMse | Self::Mlm | Self::Cos | Self::HiddenMse => 1.0,
         }
     }
 
