@@ -1,15 +1,23 @@
 //! One binary for all end-to-end tests: linking is slow, once.
 
+#[path = "suite/config_file.rs"]
+mod config_file;
 #[path = "suite/fixtures.rs"]
 mod fixtures;
 #[path = "suite/goldens.rs"]
 mod goldens;
+#[path = "suite/onnx_export.rs"]
+mod onnx_export;
 #[path = "suite/readers.rs"]
 mod readers;
 #[path = "suite/readme.rs"]
 mod readme;
 #[path = "suite/resume.rs"]
 mod resume;
+#[path = "suite/resume_training.rs"]
+mod resume_training;
+#[path = "suite/speed.rs"]
+mod speed;
 #[path = "suite/tidy.rs"]
 mod tidy;
 #[path = "suite/training.rs"]

@@ -1,6 +1,7 @@
 //! What can be typed. Nothing here is checked beyond its form: `config.rs` says what it means.
 
-use clap::{Args, Parser};
+use clap::{Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// Ask a teacher once: run it over a corpus and write its top-k logits, log-normalisers and hidden states to Parquet shards.
@@ -21,6 +22,65 @@ pub struct Arguments {
     /// What is written, and how the run speaks.
     #[command(flatten)]
     pub output: OutputArguments,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug)]
+pub enum Request {
+    /// Make a cache.
+    Precompute(Box<Arguments>),
+    /// Time models.
+    Time(TimeArguments),
+}
+
+#[derive(Clone, Debug, Subcommand)]
+enum Subcommands {
+    /// Measure the forward time of ONNX models side by side
+    Time(TimeArguments),
+}
+
+/// `precompute time`.
+#[derive(Clone, Debug, Args)]
+pub struct TimeArguments {
+    /// Directories that hold model.onnx, or model files; every round asks each once in turn.
+    #[arg(value_name = "MODEL_DIR", required = true)]
+    pub models: Vec<PathBuf>,
+    /// Sequences of a batch, one measurement for each.
+    #[arg(long, value_name = "N[,N...]", value_delimiter = ',', default_value = "1,16")]
+    pub batch: Vec<usize>,
+    /// Tokens of a sequence.
+    #[arg(long, value_name = "TOKENS", default_value_t = 128)]
+    pub length: usize,
+    /// Processor threads of each model; by default all cores.
+    #[arg(long, value_name = "COUNT")]
+    pub threads: Option<usize>,
+    /// Timed rounds, after 3 that warm up.
+    #[arg(long, value_name = "COUNT", default_value_t = 20)]
+    pub rounds: usize,
+    /// Where to write the figures as JSON, beside the table that is printed.
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// The ONNX Runtime shared library, found as for a cache.
+    #[arg(long, value_name = "FILE")]
+    pub onnxruntime: Option<PathBuf>,
+}
+
+/// Reads a command line, whose first word is the program's name.
+///
+/// # Errors
+/// The parser's own, which prints itself with the usage; `--help` and `--version` come back this way too.
+pub fn parse(typed: impl IntoIterator<Item = OsString>) -> Result<Request, clap::Error> {
+    let matches = command().try_get_matches_from(typed)?;
+    if matches.subcommand().is_none() {
+        return Ok(Request::Precompute(Box::new(Arguments::from_arg_matches(&matches)?)));
+    }
+    let Subcommands::Time(arguments) = Subcommands::from_arg_matches(&matches)?;
+    Ok(Request::Time(arguments))
+}
+
+/// The flags of a cache, with the subcommand beside them.
+fn command() -> Command {
+    Subcommands::augment_subcommands(Arguments::command()).args_conflicts_with_subcommands(true).subcommand_negates_reqs(true)
 }
 
 /// What is read.
@@ -130,11 +190,18 @@ pub struct OutputArguments {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_well_formed() {
-        Arguments::command().debug_assert();
+        command().debug_assert();
+    }
+
+    #[test]
+    fn models_are_timed_by_a_subcommand() {
+        let typed = "precompute time teacher student --batch 1,8 --rounds 2".split_whitespace().map(OsString::from);
+        let Request::Time(time) = parse(typed).expect("a valid line") else { panic!("a subcommand") };
+        assert_eq!((time.models.len(), time.batch, time.length, time.rounds), (2, vec![1, 8], 128, 2));
+        assert!(parse(["precompute", "time"].map(OsString::from)).is_err(), "no model to time");
     }
 
     #[test]

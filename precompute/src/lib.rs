@@ -6,7 +6,7 @@
 //! - [`corpus`] -> [`tokenize`] -> [`window`] -> [`masking`] -> [`batch`]: from files to masked, padded batches.
 //! - [`teacher`] -> [`topk`]: the ONNX session and what is kept of its answers.
 //! - [`pipeline`]: the one place that knows the order; [`resume`]: where a run goes on; [`progress`]: what it says meanwhile.
-//! - [`estimate`]: what a run would cost (`--dry-run`).
+//! - [`estimate`]: what a run would cost (`--dry-run`). [`speed`]: how fast models are (`precompute time`).
 //!
 //! A stage never calls a sibling: they meet in [`pipeline`] and [`estimate`]. Nothing here knows the student.
 
@@ -19,6 +19,7 @@ pub mod masking;
 pub mod pipeline;
 pub mod progress;
 pub mod resume;
+pub mod speed;
 pub mod teacher;
 pub mod tokenize;
 pub mod topk;

@@ -1,12 +1,12 @@
 //! `precompute`: ask a teacher once. Parses, runs, prints the summary or the chain of causes, and leaves with the error's exit code.
 
-use clap::Parser;
 use logitcache::error::Error;
-use precompute::cli::Arguments;
+use precompute::cli::{Arguments, Request};
 use precompute::config::Config;
 use precompute::estimate;
 use precompute::pipeline::{self, Stop};
 use precompute::progress::Progress;
+use precompute::speed;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use std::fmt::Display;
@@ -16,7 +16,12 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 fn main() -> ExitCode {
-    match run(Arguments::parse()) {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let ended = match precompute::cli::parse(std::env::args_os()).unwrap_or_else(|error| error.exit()) {
+        Request::Precompute(arguments) => run(*arguments, cores),
+        Request::Time(arguments) => speed::run(&arguments, cores).map(|speed| print(&speed)).map_err(Into::into),
+    };
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // A closed standard error is no reason for another exit code.
@@ -26,8 +31,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+fn run(arguments: Arguments, cores: usize) -> anyhow::Result<()> {
     let config = Config::check(arguments, cores)?;
     let stop = Stop::default();
     listen(&stop)?;

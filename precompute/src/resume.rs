@@ -4,19 +4,17 @@
 //! sizes. So a run that was stopped or killed goes on after the last shard that is whole.
 
 use logitcache::cache::manifest::{FileEntry, MANIFEST_FILE, Manifest, ShardEntry};
+use logitcache::directory_lock::{DirectoryLock, LOCK_FILE};
 use logitcache::error::{Error, Result};
-use std::fs::{self, File, TryLockError};
+use std::fs;
 use std::path::{Path, PathBuf};
-
-const LOCK_FILE: &str = ".lock";
 
 /// A cache directory that is this run's alone while the value lives.
 #[derive(Debug)]
 pub struct Claim {
     directory: PathBuf,
     stored: Option<Manifest>,
-    /// Held for its lock, which the system drops with the process, however it ends.
-    _lock: File,
+    _lock: DirectoryLock,
 }
 
 /// What is left to do.
@@ -50,7 +48,7 @@ pub fn is_begun(directory: &Path) -> Result<bool> {
 pub fn claim(directory: &Path) -> Result<Claim> {
     is_begun(directory)?;
     fs::create_dir_all(directory).map_err(Error::io("create", directory))?;
-    let lock = lock(directory)?;
+    let lock = DirectoryLock::take(directory, "--out")?;
     // Read after the lock is held: another run may have ended in between.
     let stored = if directory.join(MANIFEST_FILE).exists() { Some(Manifest::read(directory)?) } else { None };
     Ok(Claim { directory: directory.to_owned(), stored, _lock: lock })
@@ -71,19 +69,6 @@ fn refuse_foreign_files(directory: &Path) -> Result<()> {
     let expected = "a new or empty directory, or a cache begun with the same settings";
     let found = format!("`{first}`{others} and no {MANIFEST_FILE} in {}", directory.display());
     Err(Error::usage("--out", expected, found, "name another directory"))
-}
-
-fn lock(directory: &Path) -> Result<File> {
-    let path = directory.join(LOCK_FILE);
-    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(Error::io("create", &path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => {
-            let found = format!("another run at work in {}", directory.display());
-            Err(Error::usage("--out", "a directory that no other run is writing", found, "wait for it, or name another directory"))
-        }
-        Err(TryLockError::Error(error)) => Err(Error::io("lock", &path)(error)),
-    }
 }
 
 impl Claim {

@@ -58,7 +58,8 @@ fn parent(path: &Path) -> &Path {
     }
 }
 
-fn sync_directory(directory: &Path) -> Result<()> {
+/// Makes the names in `directory` last.
+pub(crate) fn sync_directory(directory: &Path) -> Result<()> {
     // Only Unix lets a directory be opened and synced; elsewhere the rename alone has to do.
     if cfg!(unix) {
         let opened = File::open(directory).map_err(Error::io("open", directory))?;

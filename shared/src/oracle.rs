@@ -7,6 +7,11 @@
 //!
 //! Gradients are with respect to the logits as the student gives them, before the division by T; no loss here is multiplied by T^2.
 
+mod divergences;
+pub mod hidden;
+
+pub use divergences::{Divergence, Tail, logit_squared_error, truncated_divergence};
+
 /// log Z_T of `logits` `[vocabulary]`: the log of the sum over all of them of exp((z - z_max) / T). At least 0, at most the log of their
 /// number.
 pub fn log_z(logits: &[f64], temperature: f64) -> f64 {
@@ -134,17 +139,17 @@ mod tests {
     use super::*;
     use crate::seed::{Purpose, RandomStream};
 
-    fn draws(count: usize, scale: f64, key: u64) -> Vec<f64> {
+    pub(super) fn draws(count: usize, scale: f64, key: u64) -> Vec<f64> {
         let mut stream = RandomStream::new(5, Purpose::Initialisation, &[key]);
         (0..count).map(|_| scale * stream.normal()).collect()
     }
 
-    fn assert_near(found: f64, expected: f64, tolerance: f64, what: &str) {
+    pub(super) fn assert_near(found: f64, expected: f64, tolerance: f64, what: &str) {
         assert!((found - expected).abs() <= tolerance, "{what}: found {found}, expected {expected}, tolerance {tolerance}");
     }
 
     /// Central differences: their error is about h^2 times the third derivative, plus 1e-16 / h.
-    fn assert_gradient(at: &[f64], loss: impl Fn(&[f64]) -> LossAndGradient) {
+    pub(super) fn assert_gradient(at: &[f64], loss: impl Fn(&[f64]) -> LossAndGradient) {
         let (gradient, step) = (loss(at).gradient, 1e-5);
         for i in 0..at.len() {
             let shifted = |by: f64| {

@@ -20,6 +20,8 @@ pub enum Purpose {
     Initialisation = 5,
     /// Which sequences training never sees. Key: sequence.
     HoldingOut = 6,
+    /// The inputs of a model that is timed. Key: batch, length.
+    Timing = 7,
 }
 
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;

@@ -161,6 +161,15 @@ impl Program {
         self
     }
 
+    /// The same program where no file may grow beyond `blocks` blocks (of 512 or 1,024 bytes, as the shell counts): a write that would is
+    /// refused by the system, as on a full disk.
+    pub fn with_file_limit(self, blocks: u64) -> Self {
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\"")).arg(self.command.get_program());
+        command.args(self.command.get_args());
+        Self { command }
+    }
+
     /// Runs it to its end.
     ///
     /// # Panics

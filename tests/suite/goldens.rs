@@ -11,12 +11,11 @@ use std::path::PathBuf;
 use train::batcher::Batch;
 use train::export;
 use train::kernels::{DropoutPlan, Element, Parameter};
-use train::loss::{LossWeights, Normalisers};
+use train::loss::{Normalisers, Objective, Part, StepObjective};
 use train::optim::{AdamW, AdamWSettings, Moments, Schedule, measure};
 use train::student::tensor_file::TensorFile;
 use train::student::{FirstWeights, Overrides, ParameterSpec, Student, StudentConfig, TeacherTensors};
 
-const WEIGHTS: LossWeights = LossWeights { ce: 5.0, mlm: 2.0, cos: 1.0 };
 const TEMPERATURE: f64 = 2.0;
 
 /// A file of reference tensors.
@@ -156,8 +155,9 @@ impl Reference {
             k: 8,
             top_ids: unsigned("top_ids"),
             log_probabilities: single("log_probabilities"),
+            max_logit: vec![],
             labels: self.golden.integers(&name("labels")).into_iter().map(|label| label as i32).collect(),
-            hidden: single("hidden"),
+            hidden: vec![single("hidden")],
         }
     }
 }
@@ -169,9 +169,10 @@ fn normalisers(batch: &Batch) -> Normalisers {
 
 /// One forward and backward pass: total, ce, mlm, cos.
 fn pass(student: &Student, batch: &Batch) -> [f64; 4] {
-    let (loss, parts) = student.loss(batch, TEMPERATURE, &WEIGHTS, &normalisers(batch), &DropoutPlan::off()).expect("a loss");
+    let objective = StepObjective::new(&Objective::default(), (0, 1), TEMPERATURE, normalisers(batch));
+    let (loss, parts) = student.loss(batch, &objective, &DropoutPlan::off()).expect("a loss");
     loss.backward().expect("a backward pass");
-    [parts.total, parts.ce, parts.mlm, parts.cos]
+    [parts.total, parts.get(Part::Ce), parts.get(Part::Mlm), parts.get(Part::Cos)]
 }
 
 fn gradient<T: Element>(parameter: &Parameter) -> Vec<f64> {

@@ -12,7 +12,7 @@ use train::batcher::Batch;
 use train::kernels::level::Level;
 use train::kernels::matrix::{Matrix, Threads, multiply};
 use train::kernels::*;
-use train::loss::{LossWeights, Normalisers};
+use train::loss::{Normalisers, Objective, StepObjective};
 use train::optim::{AdamW, AdamWSettings, Moments};
 use train::student::{Student, StudentConfig, at_random};
 
@@ -103,13 +103,15 @@ impl Shape {
             k: self.k,
             top_ids,
             log_probabilities: (0..asked * self.k).map(|i| -0.1 * (i % self.k) as f32 - normaliser).collect(),
+            max_logit: vec![10.0; asked],
             labels: (0..asked).map(|i| if i % 7 == 0 { stream.below(self.vocabulary) as i32 } else { -100 }).collect(),
-            hidden: (0..rows * self.width).map(|_| stream.normal() as f32).collect(),
+            hidden: vec![(0..rows * self.width).map(|_| stream.normal() as f32).collect()],
         }
     }
 
-    fn normalisers(&self) -> Normalisers {
-        Normalisers { asked: self.asked_rows(), masked: self.asked_rows(), tokens: self.rows() }
+    fn objective(&self) -> StepObjective {
+        let normalisers = Normalisers { asked: self.asked_rows(), masked: self.asked_rows(), tokens: self.rows() };
+        StepObjective::new(&Objective::default(), (0, 1), TEMPERATURE, normalisers)
     }
 
     fn student(&self) -> Student {
@@ -241,22 +243,28 @@ fn kernels(shape: &Shape, repetitions: usize) -> Result<()> {
         embeddings(lookups.map(|(table, indices)| Lookup { table: table.weight.clone(), indices }).into())
     })?;
     time("rows asked", repetitions, 0.0, || gather_rows(&x, &batch.asked))?;
-    let targets = HeadTargets { k: batch.k, top_ids: &batch.top_ids, log_probabilities: &batch.log_probabilities, labels: &batch.labels };
-    let weights = LossWeights::default();
-    let head = || Ok(head_loss(&asked, &word, &targets, TEMPERATURE, &weights, &shape.normalisers())?.0);
+    let targets = HeadTargets {
+        k: batch.k,
+        top_ids: &batch.top_ids,
+        log_probabilities: &batch.log_probabilities,
+        max_logit: &batch.max_logit,
+        labels: &batch.labels,
+    };
+    let objective = shape.objective();
+    let head = || Ok(head_loss(&asked, &word, &targets, &objective)?.0);
     time("head and losses", repetitions, products(shape.asked_rows(), width, shape.vocabulary), head)?;
-    time("cosine", repetitions, 0.0, || Ok(cosine_loss(&x, &batch.hidden, 1.0, rows)?.0))
+    time("cosine", repetitions, 0.0, || Ok(cosine_loss(&x, &batch.hidden[0], 1.0, rows)?.0))
 }
 
 fn step(shape: &Shape, repetitions: usize) -> Result<()> {
-    let (student, batch, weights, normalisers) = (shape.student(), shape.batch(), LossWeights::default(), shape.normalisers());
+    let (student, batch, objective) = (shape.student(), shape.batch(), shape.objective());
     let parameters = student.parameters();
     let mut optimiser = AdamW::new(AdamWSettings::default(), Moments::zeros(parameters), parameters).expect("moments of these parameters");
     let (mut forwards, mut backwards, mut updates, mut steps) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for repetition in 0..=repetitions {
         let start = Instant::now();
         let plan = student.dropout_plan(0, repetition as u64);
-        let (loss, _) = student.loss(&batch, TEMPERATURE, &weights, &normalisers, &plan)?;
+        let (loss, _) = student.loss(&batch, &objective, &plan)?;
         let forward = milliseconds(start);
         loss.backward()?;
         drop(loss);

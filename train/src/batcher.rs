@@ -33,16 +33,21 @@ pub struct Batch {
     pub top_ids: Vec<u32>,
     /// `[asked, k]`: the teacher's log-probabilities of those ids at the training temperature.
     pub log_probabilities: Vec<f32>,
+    /// `[asked]`: the teacher's largest logit, as it gave it.
+    pub max_logit: Vec<f32>,
     /// `[asked]`: the original id where the row was masked, else -100.
     pub labels: Vec<i32>,
-    /// `[token, hidden_size]`: the teacher's last hidden state; empty where no loss asks for it.
-    pub hidden: Vec<f32>,
+    /// The teacher's hidden states, `[token, hidden_size]` for each layer that was read, in that order; empty where no loss asks for any.
+    pub hidden: Vec<Vec<f32>>,
 }
 
 /// What a batch takes from a record, and at which temperature.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Targets {
+    /// Ids taken per position.
     k: usize,
+    /// Ids stored per position.
+    stored_k: usize,
     /// The temperature that divides the stored logits, over the one wanted.
     scale: f32,
     log_z_column: usize,
@@ -51,23 +56,45 @@ pub struct Targets {
 }
 
 impl Targets {
-    /// Targets at `temperature` for every asked position, or for the masked ones alone.
+    /// Targets at `temperature` for every asked position, or for the masked ones alone; of the stored ids the `top_k` most probable, or all.
+    ///
+    /// A cache that was written with this `top_k` would give the same numbers: ids are stored in descending order, and neither log Z nor the
+    /// rounding of a logit depends on how many are stored.
     ///
     /// # Errors
-    /// [`Error::Usage`] where the cache holds no log Z at that temperature, saying which it holds.
-    pub fn new(spec: &TargetSpec, temperature: f32, masked_only: bool) -> Result<Self> {
+    /// [`Error::Usage`] where the cache holds no log Z at that temperature, saying which it holds, or fewer ids.
+    pub fn new(spec: &TargetSpec, temperature: f32, masked_only: bool, top_k: Option<usize>) -> Result<Self> {
+        let (stored_k, k) = (spec.top_k(), top_k.unwrap_or(spec.top_k()));
+        if k == 0 || k > stored_k {
+            let remedy = match k {
+                0 => "leave it out to use all that are stored".to_owned(),
+                _ => format!("ask for at most {stored_k}, or make the cache anew with precompute --top-k {k}"),
+            };
+            return Err(Error::usage(
+                "--top-k",
+                format!("1 to {stored_k} ids, which the cache stores per position"),
+                k.to_string(),
+                remedy,
+            ));
+        }
         let Some(log_z_column) = spec.temperature_index(temperature) else {
             let held = spec.temperatures().iter().map(f32::to_string).collect::<Vec<_>>().join(", ");
             let remedy = format!("choose one of these, or make the cache anew with precompute --temperature {temperature}");
             return Err(Error::usage("--temperature", format!("one that the cache holds ({held})"), temperature.to_string(), remedy));
         };
         Ok(Self {
-            k: spec.top_k(),
+            k,
+            stored_k,
             scale: spec.logits_temperature() / temperature,
             log_z_column,
             log_z_columns: spec.temperatures().len(),
             masked_only,
         })
+    }
+
+    /// Ids taken per position.
+    pub fn k(&self) -> usize {
+        self.k
     }
 }
 
@@ -87,7 +114,7 @@ impl Batch {
         self.labels.iter().filter(|label| **label != IGNORED_LABEL).count()
     }
 
-    /// Appends a validated record. The record's first hidden state, if any was read, becomes the batch's.
+    /// Appends a validated record. Its hidden states go to the batch's buffers of the same layers.
     pub fn push(&mut self, record: &Record, targets: &Targets) {
         let first = self.tokens() as u32;
         self.sequence_ids.push(record.sequence_id);
@@ -95,18 +122,18 @@ impl Batch {
         self.input_ids.extend(&record.input_ids);
         self.token_type_ids.extend(record.token_type_ids.iter().map(|kind| u32::from(*kind)));
         self.offsets.push(self.input_ids.len());
-        if let Some(states) = record.hidden_states.first() {
-            self.hidden.extend(states);
-        }
+        self.hidden.resize_with(record.hidden_states.len(), Vec::new);
+        self.hidden.iter_mut().zip(&record.hidden_states).for_each(|(layer, states)| layer.extend(states));
         for (index, position) in record.positions.iter().enumerate() {
             let label = record.labels[usize::from(*position)];
             if targets.masked_only && label == IGNORED_LABEL {
                 continue;
             }
-            let row = index * targets.k..(index + 1) * targets.k;
+            let row = index * targets.stored_k..index * targets.stored_k + targets.k;
             let log_z = record.log_z[index * targets.log_z_columns + targets.log_z_column];
             self.asked.push(first + u32::from(*position));
             self.labels.push(label);
+            self.max_logit.push(record.max_logit[index]);
             self.top_ids.extend(&record.top_ids[row.clone()]);
             // ln t = (z - z_max) / T - ln Z; what is stored is divided by the cache's first temperature.
             self.log_probabilities.extend(record.top_logits[row].iter().map(|logit| logit * targets.scale - log_z));
@@ -278,7 +305,7 @@ mod tests {
     }
 
     fn steps_of(lengths: &[usize], batch_tokens: u64, accumulate: u64) -> Vec<Step> {
-        let targets = Targets::new(&spec(&[2.0, 1.0]), 2.0, false).unwrap();
+        let targets = Targets::new(&spec(&[2.0, 1.0]), 2.0, false, None).unwrap();
         let rows = lengths.iter().enumerate().map(|(id, length)| Ok(record(id as u64, *length)));
         Steps::new(rows, targets, batch_tokens, accumulate).collect::<Result<Vec<_>>>().unwrap()
     }
@@ -298,19 +325,19 @@ mod tests {
     fn log_probabilities_are_rescaled_to_another_stored_temperature() {
         let spec = spec(&[2.0, 1.0]);
         let mut at_two = Batch::empty(2);
-        at_two.push(&record(0, 2), &Targets::new(&spec, 2.0, false).unwrap());
+        at_two.push(&record(0, 2), &Targets::new(&spec, 2.0, false, None).unwrap());
         assert_eq!(at_two.log_probabilities, [-0.5, -1.5]);
         let mut at_one = Batch::empty(2);
-        at_one.push(&record(0, 2), &Targets::new(&spec, 1.0, false).unwrap());
+        at_one.push(&record(0, 2), &Targets::new(&spec, 1.0, false, None).unwrap());
         assert_eq!(at_one.log_probabilities, [-0.25, -2.25], "(z - z_max) = 2 x stored, and log Z at 1");
-        let error = Targets::new(&spec, 4.0, false).unwrap_err().to_string();
+        let error = Targets::new(&spec, 4.0, false, None).unwrap_err().to_string();
         assert!(error.contains("2, 1") && error.contains("precompute --temperature 4"), "{error}");
     }
 
     #[test]
     fn masked_rows_alone_are_taken_for_evaluation() {
         let mut batch = Batch::empty(2);
-        batch.push(&record(0, 5), &Targets::new(&spec(&[2.0, 1.0]), 1.0, true).unwrap());
+        batch.push(&record(0, 5), &Targets::new(&spec(&[2.0, 1.0]), 1.0, true, None).unwrap());
         assert_eq!((batch.tokens(), batch.asked, batch.labels), (5, vec![1], vec![7]));
     }
 
@@ -322,7 +349,7 @@ mod tests {
 
     #[test]
     fn a_sequence_longer_than_a_step_is_refused() {
-        let targets = Targets::new(&spec(&[1.0]), 1.0, false).unwrap();
+        let targets = Targets::new(&spec(&[1.0]), 1.0, false, None).unwrap();
         let mut steps = Steps::new([Ok(record(9, 11))].into_iter(), targets, 5, 2);
         let error = steps.next().unwrap().unwrap_err();
         assert_eq!(error.exit_code(), 2);

@@ -1,11 +1,16 @@
 //! What was typed, checked and resolved. [`Config::check`] is the only way to a [`Config`], and a run accepts nothing else: whatever can be
 //! refused is refused here, before any work.
 
+mod resolved;
+
+pub use resolved::RESOLVED_FILE;
+
 use crate::batcher::{Duration, Targets};
 use crate::cli::{Arguments, OptimisationArguments, StudentArguments};
 use crate::device;
-use crate::loss::LossWeights;
+use crate::loss::Objective;
 use crate::student::config::{Overrides, StudentConfig};
+use crate::student::tensor_source::weights_file;
 use crate::student::{FirstWeights, InitWidths, TeacherTensors};
 use logitcache::cache::reader::Cache;
 use logitcache::error::{Error, Result};
@@ -57,7 +62,7 @@ pub struct Config {
     pub(crate) initialisation: Initialisation,
     pub(crate) targets: Targets,
     pub(crate) temperature: f32,
-    pub(crate) weights: LossWeights,
+    pub(crate) objective: Objective,
     /// Hidden layers to read: the teacher's last where the cosine part has a weight, else none.
     pub(crate) hidden_layers: Vec<u32>,
     pub(crate) duration: Duration,
@@ -71,10 +76,19 @@ pub struct Config {
     pub(crate) threads: usize,
     pub(crate) log_every: u64,
     pub(crate) eval_every: Option<u64>,
+    pub(crate) checkpoint_every: Option<u64>,
+    /// Last checkpoints that stay.
+    pub(crate) keep: usize,
+    /// Whether a run without a checkpoint to go on from is refused.
+    pub(crate) resume: bool,
+    /// Steps that may be skipped since their loss or gradient is not finite.
+    pub(crate) skip_nonfinite: u64,
     pub(crate) quiet: bool,
     /// Everything above that determines the student, by flag name, and the fingerprints of what is read: two runs with the same settings
-    /// are the same run.
+    /// are the same run. [`crate::output::MAY_CHANGE`] lists those that may change when a run goes on.
     pub(crate) settings: BTreeMap<String, String>,
+    /// Every flag with its default resolved, as TOML.
+    resolved: String,
 }
 
 impl Config {
@@ -84,21 +98,30 @@ impl Config {
     /// [`Error::Usage`] for a flag, or a combination of flags and cache, that cannot be trained; [`Error::Data`] and the like for a cache
     /// or an initial file that cannot be read.
     pub fn check(arguments: &Arguments) -> Result<Self> {
-        let Arguments { data, student: shape, objective, optimisation, machine } = arguments;
+        let Arguments { data, student: shape, objective: taught, optimisation, checkpoints, machine, .. } = arguments;
         device::check(&machine.device)?;
         check_numbers(optimisation)?;
-        for (flag, steps) in [("--log-every", Some(machine.log_every)), ("--eval-every", machine.eval_every)] {
-            at_least_one(flag, steps.unwrap_or(1))?;
+        let counts = [
+            ("--log-every", Some(machine.log_every)),
+            ("--eval-every", machine.eval_every),
+            ("--checkpoint-every", checkpoints.checkpoint_every),
+            ("--keep", Some(checkpoints.keep)),
+        ];
+        for (flag, count) in counts {
+            at_least_one(flag, count.unwrap_or(1))?;
         }
         let threads = machine.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
         at_least_one("--threads", threads as u64)?;
-        let weights: LossWeights = objective.loss.parse()?;
+        let objective: Objective = taught.loss.parse()?;
         let cache = Cache::open(&data.cache)?;
         check_tokenizer(&cache)?;
-        let temperature = objective.temperature.unwrap_or_else(|| cache.spec().logits_temperature());
-        let targets = Targets::new(cache.spec(), temperature, false)?;
+        let temperature = taught.temperature.unwrap_or_else(|| cache.spec().logits_temperature());
+        let targets = Targets::new(cache.spec(), temperature, false, taught.top_k)?;
         let student = student_config(shape, &cache)?;
-        let hidden_layers = if weights.cos > 0.0 { vec![last_layer(&cache, &student)?] } else { Vec::new() };
+        let hidden_layers = match objective.parts().find(|part| part.is_of_hidden()) {
+            Some(part) => vec![last_layer(&cache, &student, part.name())?],
+            None => Vec::new(),
+        };
         let evaluation = evaluation_source(data.eval_cache.as_deref(), data.eval_fraction, &cache)?;
         let initialisation = initialisation(shape, &student, &cache, optimisation.seed)?;
         let duration = duration(optimisation)?;
@@ -110,7 +133,7 @@ impl Config {
             initialisation,
             targets,
             temperature,
-            weights,
+            objective,
             hidden_layers,
             duration,
             batch_tokens: optimisation.batch_tokens,
@@ -123,10 +146,16 @@ impl Config {
             threads,
             log_every: machine.log_every,
             eval_every: machine.eval_every,
+            checkpoint_every: checkpoints.checkpoint_every,
+            keep: usize::try_from(checkpoints.keep).unwrap_or(usize::MAX),
+            resume: checkpoints.resume,
+            skip_nonfinite: checkpoints.skip_nonfinite,
             quiet: machine.quiet,
             settings: BTreeMap::new(),
+            resolved: String::new(),
         };
         config.settings = config.resolve_settings()?;
+        config.resolved = config.resolve(arguments)?;
         Ok(config)
     }
 
@@ -135,11 +164,12 @@ impl Config {
         self.cache.directory().join(TEACHER_FOLDER)
     }
 
-    /// Threads do not belong to the settings: they change rounding at most. Nor does `--quiet`.
+    /// Threads do not belong to the settings: they change rounding at most. Nor does what only says where to stop and what to keep.
     fn resolve_settings(&self) -> Result<BTreeMap<String, String>> {
         let (mut settings, student) = (BTreeMap::new(), &self.student);
         let mut set = |name: &str, value: &dyn ToString| settings.insert(name.to_owned(), value.to_string());
         set("cache", &self.cache.manifest().fingerprints.run);
+        set("teacher", &self.cache.manifest().fingerprints.teacher);
         match &self.evaluation {
             EvaluationSource::Nothing => set("eval-fraction", &0.0),
             EvaluationSource::HeldOut(share) => set("eval-fraction", &share),
@@ -162,7 +192,8 @@ impl Config {
             }
         };
         set("temperature", &self.temperature);
-        set("loss", &self.weights);
+        set("top-k", &self.targets.k());
+        set("loss", &self.objective);
         match self.duration {
             Duration::Epochs(epochs) => set("epochs", &epochs),
             Duration::Steps(steps) => set("steps", &steps),
@@ -285,26 +316,31 @@ fn name_the_flag(error: Error) -> Error {
     Error::usage(flag, expected.replace("hidden_size", "--hidden-size"), found, "change one of the student's flags")
 }
 
-/// The teacher's last layer, if the cosine part can be computed.
-fn last_layer(cache: &Cache, student: &StudentConfig) -> Result<u32> {
+/// The teacher's last layer, if `part`, which is of the hidden states, can be computed.
+fn last_layer(cache: &Cache, student: &StudentConfig, part: &str) -> Result<u32> {
     let (spec, last) = (cache.spec(), cache.manifest().teacher.layers);
     if last == 0 || !spec.hidden_layers().contains(&last) {
         let held = match spec.hidden_layers() {
             [] => "no hidden states".to_owned(),
             layers => format!("layers {layers:?} of {last}"),
         };
-        let remedy = "use --loss with cos=0, or make the cache anew with precompute --hidden-layers last";
+        let remedy = format!("use --loss with {part}=0, or make the cache anew with precompute --hidden-layers last");
         return Err(Error::usage(
             "--loss",
-            "a cache with the teacher's last hidden state, for cos",
+            format!("a cache with the teacher's last hidden state, for {part}"),
             format!("a cache with {held}"),
             remedy,
         ));
     }
     if spec.hidden_size() != student.hidden_size {
-        let found = format!("cos with --hidden-size {}", student.hidden_size);
-        let remedy = "use --loss with cos=0, or the teacher's width";
-        return Err(Error::usage("--loss", format!("a student as wide as the teacher's {}, for cos", spec.hidden_size()), found, remedy));
+        let found = format!("{part} with --hidden-size {}", student.hidden_size);
+        let remedy = format!("use --loss with {part}=0, or the teacher's width");
+        return Err(Error::usage(
+            "--loss",
+            format!("a student as wide as the teacher's {}, for {part}", spec.hidden_size()),
+            found,
+            remedy,
+        ));
     }
     Ok(last)
 }
@@ -326,7 +362,8 @@ fn evaluation_source(eval_cache: Option<&Path>, fraction: Option<f64>, cache: &C
     let (training, evaluation) = (cache.manifest(), eval_cache.manifest());
     let (asked, found) = (&training.fingerprints, &evaluation.fingerprints);
     let numbers =
-        |cache: &Cache| format!("task {:?}, {} ids, top {}", cache.spec().task(), cache.spec().vocabulary_size(), cache.spec().top_k());
+        // Not how many ids are stored: an evaluation uses all that its own cache has.
+        |cache: &Cache| format!("task {:?}, {} ids", cache.spec().task(), cache.spec().vocabulary_size());
     let comparisons = [
         ("teacher", asked.teacher.to_string(), found.teacher.to_string()),
         ("tokenizer", asked.tokenizer.to_string(), found.tokenizer.to_string()),
@@ -334,7 +371,7 @@ fn evaluation_source(eval_cache: Option<&Path>, fraction: Option<f64>, cache: &C
     ];
     for (field, expected, found) in comparisons {
         if expected != found {
-            let remedy = "make the evaluation cache with the training cache's teacher, tokenizer and --top-k";
+            let remedy = "make the evaluation cache with the training cache's teacher and tokenizer";
             return Err(Error::data(directory, field, format!("the training cache's {expected}"), found, remedy));
         }
     }
@@ -347,7 +384,7 @@ fn evaluation_source(eval_cache: Option<&Path>, fraction: Option<f64>, cache: &C
 
 fn initialisation(shape: &StudentArguments, student: &StudentConfig, cache: &Cache, seed: u64) -> Result<Initialisation> {
     let Some(path) = &shape.init_from else { return Ok(Initialisation::Random) };
-    let path = if path.is_dir() { path.join("model.safetensors") } else { path.clone() };
+    let path = weights_file(path);
     let teacher = StudentConfig::read_teacher(&cache.directory().join(TEACHER_FOLDER).join("config.json"))?;
     let widths = shape.init_widths.as_deref().map_or(Ok(InitWidths::default()), |name| parsed("--init-widths", name))?;
     let mut first = FirstWeights { layers: shape.init_layers.clone(), widths, heads: Some(teacher.num_attention_heads), seed };

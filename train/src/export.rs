@@ -12,13 +12,11 @@
 use crate::kernels::{Parameter, ParameterRef};
 use crate::student::config::StudentConfig;
 use crate::student::tensor_file::TensorFile;
+use crate::student::tensor_writer::{Named, write_tensors};
 use crate::student::{ParameterSpec, Student};
 use candle_core::DType;
-use logitcache::atomic_file::{write_atomically, write_bytes_atomically};
+use logitcache::atomic_file::write_bytes_atomically;
 use logitcache::error::{Error, Result};
-use safetensors::tensor::{Dtype, Metadata, TensorInfo};
-use std::collections::HashMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// The settings' file.
@@ -92,37 +90,13 @@ fn check_finite(path: &Path, parameter: &Parameter) -> Result<()> {
     })?
 }
 
-/// Header (its length in 8 bytes, JSON, padded to a multiple of 8), then the values in the order of the parameters, little-endian.
 fn write_parameters(path: &Path, parameters: &[ParameterRef]) -> Result<()> {
-    let mut end = 0;
-    let infos = parameters.iter().map(|parameter| {
-        let start = end;
-        end += parameter.elements() * size_of::<f32>();
-        let info = TensorInfo { dtype: Dtype::F32, shape: parameter.shape().dims().to_vec(), data_offsets: (start, end) };
-        (parameter.name().to_owned(), info)
-    });
-    // Without this entry `transformers` refuses the file.
-    let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let metadata = Metadata::new(Some(format), infos.collect()).map_err(Error::library("describe the tensors of", path))?;
-    let mut header = serde_json::to_vec(&metadata).map_err(Error::library("describe the tensors of", path))?;
-    header.resize(header.len().next_multiple_of(8), b' ');
-    write_atomically(path, |file| {
-        let mut write = |bytes: &[u8]| file.write_all(bytes).map_err(Error::io("write", path));
-        write(&(header.len() as u64).to_le_bytes())?;
-        write(&header)?;
-        for parameter in parameters {
-            with_f32(parameter, |values| {
-                let mut bytes = Vec::with_capacity(size_of_val(values));
-                values.iter().for_each(|value| bytes.extend_from_slice(&value.to_le_bytes()));
-                write(&bytes)
-            })??;
-        }
-        Ok(())
-    })
+    let named: Vec<Named> = parameters.iter().map(|parameter| (parameter.name().to_owned(), parameter.shape().dims().to_vec())).collect();
+    write_tensors(path, &named, |i| with_f32(&parameters[i], <[f32]>::to_vec))
 }
 
 /// Reads a parameter's values in single precision, whichever it has.
-fn with_f32<R>(parameter: &Parameter, read: impl FnOnce(&[f32]) -> R) -> Result<R> {
+pub(crate) fn with_f32<R>(parameter: &Parameter, read: impl FnOnce(&[f32]) -> R) -> Result<R> {
     let result = match parameter.dtype() {
         DType::F64 => parameter.with_value(|values: &[f64]| read(&values.iter().map(|value| *value as f32).collect::<Vec<_>>())),
         _ => parameter.with_value(|values: &[f32]| read(values)),

@@ -6,18 +6,25 @@
 //! - [`kernels`], [`student`], [`loss`]: fused operations with backward passes, the model made of them, what it is taught.
 //! - [`optim`]: clipping, AdamW, the learning-rate schedule.
 //! - [`trainer`]: the loop, where the stages meet.
+//! - [`checkpoint`], [`resume`]: what a run needs to go on as if it had never stopped, and where it begins.
 //! - [`evaluate`]: the student against its teacher on masked positions it was never trained on.
 //! - [`export`]: the directory that `transformers` loads.
-//! - [`metrics`], [`progress`], [`report`], [`summary`]: what was measured, as a log, on the screen, as curves, as a table.
+//! - [`export_onnx`], [`evaluate_student`], [`report_again`]: what else can be done with a student, a subcommand each.
+//! - [`metrics`], [`tensorboard`], [`progress`], [`report`], [`summary`]: what was measured, as a log for programs and for TensorBoard, on the
+//!   screen, as a page, as a table.
 //!
-//! Nothing here opens the corpus, the teacher's graph or a tokenizer's code, and no setting is read once [`run`] has begun.
+//! Nothing here opens the corpus or a tokenizer's code or runs the teacher's graph (of which first weights may be read), and no setting is read once
+//! [`run`] has begun.
 
 pub mod batcher;
+pub mod checkpoint;
 pub mod cli;
 pub mod config;
 pub mod device;
 pub mod evaluate;
+pub mod evaluate_student;
 pub mod export;
+pub mod export_onnx;
 pub mod kernels;
 pub mod loss;
 pub mod metrics;
@@ -25,13 +32,17 @@ pub mod optim;
 pub mod output;
 pub mod progress;
 pub mod report;
+pub mod report_again;
+pub mod resume;
 #[cfg(test)]
 mod small_cache;
 pub mod stream;
 pub mod student;
 pub mod summary;
+pub mod tensorboard;
 pub mod trainer;
 
+use checkpoint::Checkpoints;
 use config::{Config, Initialisation};
 use logitcache::atomic_file::write_bytes_atomically;
 use logitcache::error::{Error, Result};
@@ -44,47 +55,61 @@ use student::{ParameterSpec, Student};
 use summary::Summary;
 use trainer::{Outcome, StopSignal};
 
-/// Trains the student of `config` and writes its directory, or finds it there finished; returns the table for a person.
+/// Trains the student of `config` and writes its directory, goes on with it where an earlier run stopped, or finds it there finished; returns
+/// the table for a person.
 ///
 /// # Errors
-/// [`Error::Interrupted`] where a signal ended it early, after the student so far was written; see [`config::Config::check`] and
-/// [`trainer::train`] for the rest.
+/// [`Error::Interrupted`] where a signal ended it early, after a checkpoint was written; see [`config::Config::check`], [`output::examine`],
+/// [`Checkpoints::newest`] and [`trainer::train`] for the rest.
 pub fn run(config: &Config, stop: &StopSignal) -> Result<String> {
     let mut progress = Progress::new(config.quiet);
-    let out = config.out.display();
-    match output::examine(&config.out, &config.settings)? {
-        Occupancy::Finished => {
-            let table = Summary::read(&config.out)?.table();
-            return Ok(format!("{out} already holds the finished student of these settings: nothing was trained.\n\n{table}"));
-        }
-        Occupancy::Unfinished(steps) => {
-            progress.say(&format!("{out} holds a run of these settings that ended after step {steps}: training starts over"));
-        }
-        Occupancy::Empty => {}
+    output::examine(&config.out, &config.settings)?;
+    let _lock = output::claim(&config.out)?;
+    // Looked at again now that nobody else writes it.
+    let occupancy = output::examine(&config.out, &config.settings)?;
+    if matches!(occupancy, Occupancy::Finished { same_length: true, .. }) {
+        let (out, table) = (config.out.display(), Summary::read(&config.out)?.table());
+        return Ok(format!("{out} already holds the finished student of these settings: nothing was trained.\n\n{table}"));
     }
     let threads = rayon::ThreadPoolBuilder::new().num_threads(config.threads).build();
     let threads = threads.map_err(|error| Error::invalid("--threads", "threads that the system gives", error.to_string()))?;
-    threads.install(|| train_and_write(config, &mut progress, stop))
+    let checkpoints = Checkpoints::new(config);
+    threads.install(|| train_and_write(config, &checkpoints, occupancy, &mut progress, stop)).map_err(|error| {
+        let last = checkpoints.list().ok().and_then(|mut all| all.pop()).map(|(_, path)| path);
+        output::explain_refusal(error, &config.out, last.as_deref())
+    })
 }
 
-fn train_and_write(config: &Config, progress: &mut Progress, stop: &StopSignal) -> Result<String> {
-    let student = initial_student(config)?;
+fn train_and_write(
+    config: &Config,
+    checkpoints: &Checkpoints,
+    occupancy: Occupancy,
+    progress: &mut Progress,
+    stop: &StopSignal,
+) -> Result<String> {
     let plan = trainer::plan(config)?;
     progress.say(&plan.to_string());
-    std::fs::create_dir_all(&config.out).map_err(Error::io("create", &config.out))?;
-    RunRecord::new(&config.settings, 0, false).write(&config.out)?;
-    let mut log = MetricsLog::create(&config.out)?;
+    let notes = config.objective.truncation_notes(config.targets.k(), config.cache.spec().vocabulary_size());
+    notes.iter().for_each(|note| progress.say(note));
+    let checkpoint = resume::checkpoint_to_go_on_from(config, checkpoints, occupancy, &plan, progress)?;
+    let (student, start, mut log) = match &checkpoint {
+        Some(checkpoint) => resume::from_checkpoint(config, checkpoint)?,
+        None => resume::from_the_start(config)?,
+    };
+    RunRecord::new(&config.settings, start.state.step, false).write(&config.out)?;
+    config.write_resolved()?;
     progress.start(plan.steps);
-    let outcome = trainer::train(config, &student, &plan, &mut log, progress, stop)?;
+    let outcome = trainer::train(config, &student, &plan, start, (&mut log, checkpoints), progress, stop)?;
     progress.finish();
-    export::save(&student, &config.teacher_folder(), &config.out)?;
-    write_curves(config, &student, &log)?;
     let record = RunRecord::new(&config.settings, outcome.completed_steps, outcome.signal.is_none());
     if let Some(signal) = outcome.signal {
         record.write(&config.out)?;
-        let (out, steps) = (config.out.display(), outcome.completed_steps);
-        let advice = format!("the student after step {steps} of {} is in {out}; the same command would train from the start", plan.steps);
-        return Err(Error::Interrupted { signal, advice });
+        return Err(Error::Interrupted { signal, advice: resume::advice(config, checkpoints, outcome.completed_steps, plan.steps) });
+    }
+    export::save(&student, &config.teacher_folder(), &config.out)?;
+    write_curves(config, &student, &log, plan.steps)?;
+    if let Some(found) = trainer::evaluate_fully(config, &student)? {
+        evaluate_student::write(&found, &config.out.join(evaluate_student::EVALUATION_FILE))?;
     }
     let summary = summarise(config, &student, plan, &outcome);
     summary.write(&config.out)?;
@@ -105,11 +130,11 @@ fn initial_student(config: &Config) -> Result<Student> {
     }
 }
 
-fn write_curves(config: &Config, student: &Student, log: &MetricsLog) -> Result<()> {
-    let (weights, shape) = (config.weights, &config.student);
+fn write_curves(config: &Config, student: &Student, log: &MetricsLog, steps: u64) -> Result<()> {
+    let shape = &config.student;
     let millions = student.parameter_count() as f64 / 1e6;
     let heading = format!("Student of {} layers, width {}, {millions:.1} million parameters", shape.num_hidden_layers, shape.hidden_size);
-    let curves = report::draw(&heading, log.lines(), [weights.ce, weights.mlm, weights.cos])?;
+    let curves = report::draw(&heading, log.lines(), &config.objective, steps)?;
     write_bytes_atomically(&config.out.join(report::CURVES_FILE), curves.as_bytes())
 }
 

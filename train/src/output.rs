@@ -1,13 +1,19 @@
 //! The student's directory as a whole: whether this run may write there, and the record by which a later run knows what it holds.
 
 use logitcache::atomic_file::write_bytes_atomically;
+use logitcache::directory_lock::{DirectoryLock, LOCK_FILE};
 use logitcache::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::Path;
 
 /// The record's name within the student's directory.
 pub const RUN_FILE: &str = "run.json";
+
+/// Settings that may change when a run goes on. With another length the learning rate follows the new one from there on, and what comes out is
+/// not what a run of that length from the start would give; the others change no bit of the student.
+pub const MAY_CHANGE: [&str; 4] = ["epochs", "steps", "log-every", "eval-every"];
 
 const RECORD_VERSION: u32 = 1;
 
@@ -30,10 +36,15 @@ pub struct RunRecord {
 pub enum Occupancy {
     /// Nothing.
     Empty,
-    /// A run of the same settings that ended early, after so many steps that are lost.
-    Unfinished(u64),
-    /// The finished student of the same settings.
-    Finished,
+    /// A run of the same settings that ended early.
+    Unfinished,
+    /// The finished student of the same settings but for those that may change.
+    Finished {
+        /// Steps behind it.
+        steps: u64,
+        /// Whether it was asked to train as long as now.
+        same_length: bool,
+    },
 }
 
 impl RunRecord {
@@ -54,44 +65,93 @@ impl RunRecord {
     }
 }
 
+/// Takes `directory` for this run alone, making it where it is missing.
+///
+/// # Errors
+/// [`Error::Usage`] where it cannot be made or written, or another run is at work in it.
+pub fn claim(directory: &Path) -> Result<DirectoryLock> {
+    std::fs::create_dir_all(directory).map_err(|error| unusable(directory, &error))?;
+    DirectoryLock::take(directory, "--out").map_err(|error| match error {
+        Error::Io { source, .. } => unusable(directory, &source),
+        other => other,
+    })
+}
+
+fn unusable(directory: &Path, error: &std::io::Error) -> Error {
+    let found = format!("{}: {error}", directory.display());
+    Error::usage("--out", "a directory that this program may make and write", found, "choose another --out, or mend what stands in its way")
+}
+
 /// Looks into `directory`, which need not exist, and changes nothing.
 ///
 /// # Errors
-/// [`Error::Usage`] where it holds something else, or a student of other settings, saying which; [`Error::Library`] for a record that
-/// cannot be parsed.
+/// [`Error::Usage`] where it holds something else, or a student of other settings, saying which, or cannot be looked into;
+/// [`Error::Library`] for a record that cannot be parsed.
 pub fn examine(directory: &Path, settings: &BTreeMap<String, String>) -> Result<Occupancy> {
     let path = directory.join(RUN_FILE);
     let text = match std::fs::read_to_string(&path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return examine_without_record(directory),
+        Err(error) if error.kind() == ErrorKind::NotFound => return examine_without_record(directory),
+        Err(error) if matches!(error.kind(), ErrorKind::NotADirectory | ErrorKind::PermissionDenied) => {
+            return Err(unusable(directory, &error));
+        }
         other => other.map_err(Error::io("read", &path))?,
     };
     let record: RunRecord = serde_json::from_str(&text).map_err(Error::library("parse", &path))?;
-    let differing = differences(&record.settings, settings);
-    if !differing.is_empty() || record.record_version != RECORD_VERSION {
-        let expected = format!("a new directory, or a student of the same settings in {}", directory.display());
-        return Err(Error::usage(
-            "--out",
-            expected,
-            format!("another: {}", differing.join("; ")),
-            "choose another --out, or remove that one",
-        ));
+    refuse_other_settings(directory, &record.settings, settings)?;
+    if record.record_version != RECORD_VERSION {
+        let remedy = "use the program that began it, or choose another --out";
+        return Err(Error::data(path, "record_version", RECORD_VERSION.to_string(), record.record_version.to_string(), remedy));
     }
-    Ok(if record.finished { Occupancy::Finished } else { Occupancy::Unfinished(record.completed_steps) })
+    let same = |name: &str| record.settings.get(name) == settings.get(name);
+    let same_length = same("epochs") && same("steps");
+    Ok(if record.finished { Occupancy::Finished { steps: record.completed_steps, same_length } } else { Occupancy::Unfinished })
+}
+
+/// Refuses settings that make `asked` another run than the one that `directory` holds.
+///
+/// # Errors
+/// [`Error::Usage`] with both values of each.
+pub fn refuse_other_settings(directory: &Path, stored: &BTreeMap<String, String>, asked: &BTreeMap<String, String>) -> Result<()> {
+    let differing = differences(stored, asked);
+    if differing.is_empty() {
+        return Ok(());
+    }
+    let expected = format!("a new directory, or a student of the same settings in {}", directory.display());
+    Err(Error::usage("--out", expected, format!("another: {}", differing.join("; ")), "choose another --out, or remove that one"))
 }
 
 fn examine_without_record(directory: &Path) -> Result<Occupancy> {
     if !directory.exists() {
         return Ok(Occupancy::Empty);
     }
-    for entry in std::fs::read_dir(directory).map_err(Error::io("list", directory))? {
+    for entry in std::fs::read_dir(directory).map_err(|error| unusable(directory, &error))? {
         let name = entry.map_err(Error::io("list", directory))?.file_name().to_string_lossy().into_owned();
         // What a run that was killed while it wrote its first record leaves behind.
-        if !(name.starts_with('.') && name.ends_with(".partial")) {
+        if name != LOCK_FILE && !(name.starts_with('.') && name.ends_with(".partial")) {
             let expected = format!("a new or empty directory, or an earlier run's, at {}", directory.display());
             return Err(Error::usage("--out", expected, format!("{name} and no {RUN_FILE}"), "choose another --out"));
         }
     }
     Ok(Occupancy::Empty)
+}
+
+/// What to do where the system refuses a file below `directory` in the middle of a run: `last` is the newest checkpoint. Other errors stay as
+/// they are.
+pub fn explain_refusal(error: Error, directory: &Path, last: Option<&Path>) -> Error {
+    let Error::Io { path, action, source } = error else { return error };
+    let expected = match source.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => "room for what the run writes",
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => "a file that this program may write",
+        _ => return Error::Io { path, action, source },
+    };
+    if !path.starts_with(directory) {
+        return Error::Io { path, action, source };
+    }
+    let remedy = match last {
+        Some(last) => format!("mend that and give the same command: it goes on from {}, which is whole", last.display()),
+        None => "mend that and give the same command; there is no checkpoint yet".to_owned(),
+    };
+    Error::data(path, action, expected, source.to_string(), remedy)
 }
 
 /// `name: is stored, asked is ...` for each setting that differs.
@@ -100,8 +160,11 @@ fn differences(stored: &BTreeMap<String, String>, asked: &BTreeMap<String, Strin
     let said = |value: Option<&String>| value.cloned().unwrap_or("not given".to_owned());
     names
         .into_iter()
-        .filter(|name| stored.get(*name) != asked.get(*name))
-        .map(|name| format!("--{name} was {}, now {}", said(stored.get(name)), said(asked.get(name))))
+        .filter(|name| !MAY_CHANGE.contains(&name.as_str()) && stored.get(*name) != asked.get(*name))
+        .map(|name| {
+            let flag = if name == "teacher" { "the cache's teacher".to_owned() } else { format!("--{name}") };
+            format!("{flag} was {}, now {}", said(stored.get(name)), said(asked.get(name)))
+        })
         .collect()
 }
 
@@ -122,6 +185,30 @@ mod tests {
     }
 
     #[test]
+    fn a_place_that_cannot_be_a_directory_is_refused_with_a_remedy() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        for out in [file.clone(), file.join("below")] {
+            for error in [examine(&out, &settings(0)).unwrap_err(), claim(&out).unwrap_err()] {
+                assert_eq!(error.exit_code(), 2, "{error}");
+                assert!(
+                    error.to_string().contains("--out: expected a directory") && error.to_string().contains("choose another"),
+                    "{error}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_full_disk_is_explained() {
+        let full = || Error::io("write", "out/checkpoints/x")(std::io::Error::from(ErrorKind::StorageFull));
+        let error = explain_refusal(full(), Path::new("out"), Some(Path::new("out/checkpoints/step-1"))).to_string();
+        assert!(error.contains("expected room") && error.contains("goes on from out/checkpoints/step-1"), "{error}");
+        assert!(matches!(explain_refusal(full(), Path::new("elsewhere"), None), Error::Io { .. }));
+    }
+
+    #[test]
     fn foreign_files_are_refused_by_name() {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("thesis.tex"), "").unwrap();
@@ -134,9 +221,12 @@ mod tests {
     fn the_same_settings_are_the_same_run_and_others_are_named() {
         let directory = tempfile::tempdir().unwrap();
         RunRecord::new(&settings(3), 17, false).write(directory.path()).unwrap();
-        assert_eq!(examine(directory.path(), &settings(3)).unwrap(), Occupancy::Unfinished(17));
+        assert_eq!(examine(directory.path(), &settings(3)).unwrap(), Occupancy::Unfinished);
         RunRecord::new(&settings(3), 20, true).write(directory.path()).unwrap();
-        assert_eq!(examine(directory.path(), &settings(3)).unwrap(), Occupancy::Finished);
+        assert_eq!(examine(directory.path(), &settings(3)).unwrap(), Occupancy::Finished { steps: 20, same_length: true });
+        let mut longer = settings(3);
+        longer.insert("steps".to_owned(), "30".to_owned());
+        assert_eq!(examine(directory.path(), &longer).unwrap(), Occupancy::Finished { steps: 20, same_length: false });
         let error = examine(directory.path(), &settings(4)).unwrap_err().to_string();
         assert!(error.contains("--seed was 3, now 4"), "{error}");
         assert!(!error.contains("learning-rate"), "{error}");

@@ -41,10 +41,8 @@ impl Progress {
     /// A logged line: the bar's text in a terminal, a line elsewhere.
     pub fn step(&self, line: &StepMetrics) {
         // What a narrow terminal cuts off is the parts.
-        let numbers = format!(
-            "{:.0} tokens/s, loss {:.3} (ce {:.3}, mlm {:.3}, cos {:.3})",
-            line.tokens_per_second, line.loss, line.ce_nats, line.mlm_nats, line.cos_distance
-        );
+        let parts = line.parts.iter().map(|(part, value)| format!("{} {value:.3}", part.name())).collect::<Vec<_>>().join(", ");
+        let numbers = format!("{:.0} tokens/s, loss {:.3} ({parts})", line.tokens_per_second, line.loss);
         match &self.bar {
             Some(bar) => bar.set_message(numbers),
             None => {

@@ -1,27 +1,30 @@
 //! The loop: batches in, a better student out. The one place where the stages meet.
 
-use crate::batcher::{Step, StepArithmetic, Steps, Targets};
+mod nonfinite;
+mod state;
+mod steps;
+
+pub use state::{RunState, Start};
+pub use steps::plan;
+
+use crate::batcher::{Step, StepArithmetic};
+use crate::checkpoint::{Checkpoints, Snapshot};
 use crate::config::{Config, EvaluationSource};
-use crate::evaluate::{Evaluation, Tally};
-use crate::kernels::DropoutPlan;
-use crate::loss::{LossParts, LossWeights};
-use crate::metrics::{EvaluationMetrics, Line, MetricsLog, StepMetrics, StepSums};
-use crate::optim::{AdamW, AdamWSettings, Moments, Schedule, measure};
+use crate::evaluate::pass::for_each_batch;
+use crate::evaluate::{Evaluation, FullEvaluation, FullTally, Tally};
+use crate::kernels::{DropoutPlan, ParameterRef};
+use crate::loss::{LossParts, PartValues, StepObjective};
+use crate::metrics::{EvaluationMetrics, Line, MetricsLog, StepMetrics};
+use crate::optim::{AdamW, AdamWSettings, Schedule, measure};
 use crate::progress::Progress;
-use crate::stream::{Order, Prefetch, RowStream, Selection};
+use crate::stream::Selection;
 use crate::student::Student;
-use candle_core::DType;
-use logitcache::cache::record::IGNORED_LABEL;
+use logitcache::cache::reader::Cache;
 use logitcache::error::{Error, Result};
+use nonfinite::NonFinite;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
-
-/// Tokens of a batch in an evaluation.
-const EVALUATION_TOKENS: u64 = 2048;
-
-/// Batches that are read at once in an evaluation; together they take the longest sequence that a record can hold.
-const EVALUATION_BATCHES: u64 = 32;
 
 /// Where a signal's number is left for the loop to find; 0 for none.
 #[derive(Clone, Debug, Default)]
@@ -59,70 +62,23 @@ pub struct Outcome {
     pub tokens_per_second: f64,
 }
 
-/// Rows, tokens and steps of the run, exact. Where sequences are held out, the cache is read once to count them.
+fn held_out(config: &Config) -> Option<(&Cache, Selection)> {
+    match &config.evaluation {
+        EvaluationSource::Nothing => None,
+        EvaluationSource::HeldOut(share) => Some((&config.cache, Selection::HeldOut(*share))),
+        EvaluationSource::Cache(cache) => Some((cache, Selection::All)),
+    }
+}
+
+/// Measures the student on what is held out in every way there is; nothing where nothing is.
 ///
 /// # Errors
-/// [`Error::Usage`] where nothing is left to train or to measure on, or a step may be too short for a sequence; a shard that cannot be read.
-pub fn plan(config: &Config) -> Result<StepArithmetic> {
-    check_longest(config)?;
-    let shards = &config.cache.manifest().shards;
-    let mut rows: u64 = shards.iter().map(|shard| shard.logits.rows).sum();
-    let mut tokens: u64 = shards.iter().map(|shard| shard.tokens).sum();
-    if let EvaluationSource::HeldOut(share) = config.evaluation {
-        let mut masked = 0;
-        for row in RowStream::new(&config.cache, &[], Selection::HeldOut(share), Order::Stored)? {
-            let row = row?;
-            (rows, tokens) = (rows - 1, tokens - row.input_ids.len() as u64);
-            masked += row.labels.iter().filter(|label| **label != IGNORED_LABEL).count();
-        }
-        if masked == 0 || rows == 0 {
-            let found = format!("{share}, which leaves {masked} masked positions held out and {rows} rows to train on");
-            let remedy = "hold out another share, or 0 to measure nothing";
-            return Err(Error::usage("--eval-fraction", "a share that leaves something to train and to measure on", found, remedy));
-        }
-    }
-    if rows == 0 {
-        return Err(Error::data(
-            config.cache.directory(),
-            "rows",
-            "at least 1",
-            "an empty cache",
-            "give precompute a corpus with documents",
-        ));
-    }
-    Ok(StepArithmetic::new(rows, tokens, config.batch_tokens * config.accumulate, config.duration))
-}
-
-/// A step must take the longest sequence. Where the cache says how long that may be, this is known before the first step.
-fn check_longest(config: &Config) -> Result<()> {
-    let longest = config.cache.manifest().settings.get("max-length").and_then(serde_json::Value::as_u64);
-    let tokens = config.batch_tokens * config.accumulate;
-    let Some(longest) = longest.filter(|longest| *longest > tokens) else { return Ok(()) };
-    let expected = format!("steps of at least {longest} tokens, the cache's --max-length");
-    Err(Error::usage("--batch-tokens", expected, format!("{tokens} tokens a step"), format!("use --batch-tokens {longest} or more")))
-}
-
-/// The rows of one epoch as steps, in the run's order.
-fn epoch_steps(config: &Config, epoch: u64) -> Result<Steps<RowStream>> {
-    let selection = match config.evaluation {
-        EvaluationSource::HeldOut(share) => Selection::NotHeldOut(share),
-        _ => Selection::All,
-    };
-    let order = Order::Shuffled { seed: config.seed, epoch };
-    let rows = RowStream::new(&config.cache, &config.hidden_layers, selection, order)?;
-    Ok(Steps::new(rows, config.targets, config.batch_tokens, config.accumulate))
-}
-
-/// All steps of the run, read and packed on a thread of their own.
-fn prefetched_steps(config: &Config, total: u64) -> Prefetch<Result<Step>> {
-    let config = config.clone();
-    let steps = (0..).flat_map(move |epoch| -> Box<dyn Iterator<Item = Result<Step>> + Send> {
-        match epoch_steps(&config, epoch) {
-            Ok(steps) => Box::new(steps),
-            Err(error) => Box::new(std::iter::once(Err(error))),
-        }
-    });
-    Prefetch::new(steps.take(total as usize))
+/// See [`evaluate`].
+pub fn evaluate_fully(config: &Config, student: &Student) -> Result<Option<FullEvaluation>> {
+    let Some((cache, selection)) = held_out(config) else { return Ok(None) };
+    let mut tally = FullTally::new(cache.spec().vocabulary_size());
+    for_each_batch(cache, selection, student, |batch, logits| tally.add(batch, logits))?;
+    Ok(tally.finish(&cache.vocabulary()?))
 }
 
 /// Measures the student on what is held out; nothing where nothing is.
@@ -130,68 +86,67 @@ fn prefetched_steps(config: &Config, total: u64) -> Prefetch<Result<Step>> {
 /// # Errors
 /// A shard that cannot be read, or a student whose logits are not finite.
 pub fn evaluate(config: &Config, student: &Student) -> Result<Option<Evaluation>> {
-    let (cache, selection) = match &config.evaluation {
-        EvaluationSource::Nothing => return Ok(None),
-        EvaluationSource::HeldOut(share) => (&config.cache, Selection::HeldOut(*share)),
-        EvaluationSource::Cache(cache) => (cache, Selection::All),
-    };
-    let targets = Targets::new(cache.spec(), 1.0, true)?;
-    let rows = RowStream::new(cache, &[], selection, Order::Stored)?;
+    let Some((cache, selection)) = held_out(config) else { return Ok(None) };
     let mut tally = Tally::default();
-    for step in Prefetch::new(Steps::new(rows, targets, EVALUATION_TOKENS, EVALUATION_BATCHES)) {
-        for batch in step?.micro_batches {
-            let mut logits = Vec::new();
-            if !batch.asked.is_empty() {
-                let computed = student.logits(&batch).and_then(|logits| logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>());
-                logits = computed.map_err(failed("evaluation"))?;
-            }
-            tally.add(&batch, &logits)?;
-        }
-    }
+    for_each_batch(cache, selection, student, |batch, logits| tally.add(batch, logits))?;
     Ok(tally.finish())
 }
 
-/// Trains `student` for the steps of `plan`, or until a signal arrives; the step that runs then is finished.
+/// Trains `student` from `start` to the last step of `plan`, or until a signal arrives; the step that runs then is finished. Either way the
+/// end is a checkpoint.
 ///
 /// # Errors
-/// A shard that cannot be read, a loss or gradient that is not finite, a log that cannot be written.
+/// A shard that cannot be read, more steps than allowed whose loss or gradient is not finite, a log or checkpoint that cannot be written.
 pub fn train(
     config: &Config,
     student: &Student,
     plan: &StepArithmetic,
-    log: &mut MetricsLog,
+    start: Start,
+    (log, checkpoints): (&mut MetricsLog, &Checkpoints),
     progress: &Progress,
     stop: &StopSignal,
 ) -> Result<Outcome> {
-    let mut run = Run::new(config, student, plan, log, progress)?;
-    let first_evaluation = run.evaluate(0)?;
-    let mut last = (0, first_evaluation);
-    let mut steps = prefetched_steps(config, plan.steps);
-    let mut completed = 0;
-    while completed < plan.steps && stop.arrived().is_none() {
+    let mut run = Run::new(config, student, plan, start, (log, checkpoints), progress)?;
+    if !run.state.begun {
+        run.evaluate()?;
+        (run.state.begun, run.state.first_evaluation) = (true, run.state.evaluation);
+    }
+    progress.advance(run.state.step);
+    let mut steps = steps::prefetched_steps(config, plan, run.state.step);
+    let mut signal = None;
+    while run.state.step < plan.steps {
+        signal = stop.arrived();
+        if signal.is_some() {
+            break;
+        }
         let asked_at = Instant::now();
         let Some(step) = steps.next() else {
-            let found = format!("the end of the data after step {completed}");
+            let found = format!("the end of the data after step {}", run.state.step);
             return Err(Error::invalid("rows", format!("enough for {} steps", plan.steps), found));
         };
-        run.step(&step?, completed, milliseconds(asked_at))?;
-        completed += 1;
-        progress.advance(completed);
+        run.step(&step?, milliseconds(asked_at))?;
+        let completed = run.state.step;
         let is_last = completed == plan.steps;
-        if completed.is_multiple_of(config.log_every) || is_last || stop.arrived().is_some() {
-            run.log_steps(completed)?;
+        progress.advance(completed);
+        if is_last || completed.is_multiple_of(config.log_every) {
+            run.log_steps()?;
         }
         if is_last || completed.is_multiple_of(config.eval_every.unwrap_or(plan.steps_per_epoch)) {
-            last = (completed, run.evaluate(completed)?);
+            run.evaluate()?;
+        }
+        if completed.is_multiple_of(config.checkpoint_every.unwrap_or(plan.steps_per_epoch)) {
+            run.save()?;
         }
     }
+    run.save()?;
+    let state = run.state;
     Ok(Outcome {
-        completed_steps: completed,
-        signal: if completed < plan.steps { stop.arrived() } else { None },
-        first_evaluation,
-        evaluation: last.1,
-        seconds: run.started.elapsed().as_secs_f64(),
-        tokens_per_second: run.tokens as f64 * 1000.0 / run.milliseconds.max(1e-9),
+        completed_steps: state.step,
+        signal,
+        first_evaluation: state.first_evaluation,
+        evaluation: state.evaluation,
+        seconds: state.seconds,
+        tokens_per_second: state.tokens as f64 * 1000.0 / state.milliseconds.max(1e-9),
     })
 }
 
@@ -201,13 +156,14 @@ struct Run<'a> {
     student: &'a Student,
     plan: &'a StepArithmetic,
     log: &'a mut MetricsLog,
+    checkpoints: &'a Checkpoints,
     progress: &'a Progress,
+    trainable: Vec<ParameterRef>,
     optimiser: AdamW,
     schedule: Schedule,
-    sums: StepSums,
+    state: RunState,
+    seconds_before: f64,
     started: Instant,
-    tokens: u64,
-    milliseconds: f64,
 }
 
 impl<'a> Run<'a> {
@@ -215,39 +171,45 @@ impl<'a> Run<'a> {
         config: &'a Config,
         student: &'a Student,
         plan: &'a StepArithmetic,
-        log: &'a mut MetricsLog,
+        start: Start,
+        (log, checkpoints): (&'a mut MetricsLog, &'a Checkpoints),
         progress: &'a Progress,
     ) -> Result<Self> {
         let settings = AdamWSettings { weight_decay: config.weight_decay, ..AdamWSettings::default() };
-        let optimiser = AdamW::new(settings, Moments::zeros(student.parameters()), student.parameters())?;
+        let trainable = student.parameters().to_vec();
+        let Start { state, moments } = start;
+        let optimiser = AdamW::new(settings, moments, &trainable)?;
         let schedule = Schedule::new(config.learning_rate, Schedule::warmup_steps(config.warmup, plan.steps)?, plan.steps)?;
-        let (sums, started) = (StepSums::default(), Instant::now());
-        Ok(Self { config, student, plan, log, progress, optimiser, schedule, sums, started, tokens: 0, milliseconds: 0.0 })
+        let (seconds_before, started) = (state.seconds, Instant::now());
+        Ok(Self { config, student, plan, log, checkpoints, progress, trainable, optimiser, schedule, state, seconds_before, started })
     }
 
-    fn epoch(&self, completed: u64) -> f64 {
-        completed as f64 / self.plan.steps_per_epoch.max(1) as f64
+    fn epoch(&self) -> f64 {
+        self.state.step as f64 / self.plan.steps_per_epoch.max(1) as f64
     }
 
-    /// One optimiser step; `number` steps came before it.
-    fn step(&mut self, step: &Step, number: u64, data_wait_ms: f64) -> Result<()> {
-        let Config { seed, weights, temperature, .. } = *self.config;
-        let dropout = self.student.dropout_plan(seed, number);
-        let passes = accumulate_gradients(self.student, step, temperature, &weights, &dropout)?;
+    fn elapsed_seconds(&self) -> f64 {
+        self.seconds_before + self.started.elapsed().as_secs_f64()
+    }
+
+    /// One optimiser step.
+    fn step(&mut self, step: &Step, data_wait_ms: f64) -> Result<()> {
+        let number = self.state.step;
+        let dropout = self.student.dropout_plan(self.config.seed, number);
+        let temperature = f64::from(self.config.temperature);
+        let objective = StepObjective::new(&self.config.objective, (number, self.plan.steps), temperature, step.normalisers());
+        let passes = accumulate_gradients(self.student, step, &objective, &dropout)?;
         let update_at = Instant::now();
-        let clipped = measure(self.student.parameters(), self.config.clip).map_err(failed("gradient norm"))?;
+        let clipped = measure(&self.trainable, self.config.clip).map_err(failed("gradient norm"))?;
         if !passes.parts.total.is_finite() || !clipped.norm.is_finite() {
-            let found = format!("loss {} and gradient norm {} in step {}", passes.parts.total, clipped.norm, number + 1);
-            return Err(Error::invalid("training", "finite numbers; lower --learning-rate", found));
+            return self.skip(step, &objective, &passes, clipped.norm);
         }
         let learning_rate = self.schedule.learning_rate(number);
-        self.optimiser.update(self.student.parameters(), learning_rate, clipped.scale).map_err(failed("update"))?;
+        self.optimiser.update(&self.trainable, learning_rate, clipped.scale).map_err(failed("update"))?;
         let tokens = step.normalisers().tokens as u64;
         let metrics = StepMetrics {
             loss: passes.parts.total,
-            ce_nats: passes.parts.ce,
-            mlm_nats: passes.parts.mlm,
-            cos_distance: passes.parts.cos,
+            parts: PartValues::new(&objective.weights, &passes.parts),
             learning_rate,
             gradient_norm: clipped.norm,
             data_wait_ms,
@@ -256,31 +218,70 @@ impl<'a> Run<'a> {
             update_ms: milliseconds(update_at),
             ..StepMetrics::default()
         };
-        self.tokens += tokens;
-        self.milliseconds += data_wait_ms + metrics.forward_ms + metrics.backward_ms + metrics.update_ms;
-        self.sums.add(tokens, &metrics);
+        self.state.tokens += tokens;
+        self.state.milliseconds += data_wait_ms + metrics.forward_ms + metrics.backward_ms + metrics.update_ms;
+        self.state.sums.add(tokens, &metrics);
+        self.state.step += 1;
         Ok(())
     }
 
-    fn log_steps(&mut self, completed: u64) -> Result<()> {
-        let line = self.sums.take(completed, self.epoch(completed), self.started.elapsed().as_secs_f64());
+    /// Passes over a step whose loss or gradient is not finite, while that is allowed: nothing is updated.
+    fn skip(&mut self, step: &Step, objective: &StepObjective, passes: &Passes, gradient_norm: f64) -> Result<()> {
+        let (number, micro_batch) = (self.state.step + 1, passes.first_nonfinite);
+        let described = NonFinite { number, step, weights: objective.weights, parts: passes.parts, gradient_norm, micro_batch };
+        if self.state.skipped_steps >= self.config.skip_nonfinite {
+            let last = self.checkpoints.list()?.pop().map(|(_, path)| path);
+            return Err(described.refuse(self.state.skipped_steps, self.config.cache.directory(), last.as_deref()));
+        }
+        for parameter in &self.trainable {
+            parameter.zero_gradient().map_err(failed("gradient"))?;
+        }
+        self.state.step += 1;
+        self.state.skipped_steps += 1;
+        let (skipped, allowed) = (self.state.skipped_steps, self.config.skip_nonfinite);
+        self.progress.say(&format!("step {number} is skipped ({skipped} of at most {allowed}): {}", described.describe()));
+        Ok(())
+    }
+
+    /// The line of the steps since the one before; none where all of them were skipped.
+    fn log_steps(&mut self) -> Result<()> {
+        if self.state.sums.steps == 0 {
+            return Ok(());
+        }
+        let (epoch, elapsed) = (self.epoch(), self.elapsed_seconds());
+        let line = StepMetrics { skipped_steps: self.state.skipped_steps, ..self.state.sums.take(self.state.step, epoch, elapsed) };
         self.progress.step(&line);
         self.log.write(Line::Step(line))
     }
 
-    fn evaluate(&mut self, completed: u64) -> Result<Option<Evaluation>> {
+    fn evaluate(&mut self) -> Result<()> {
         let began = Instant::now();
-        let Some(evaluation) = evaluate(self.config, self.student)? else { return Ok(None) };
+        let Some(evaluation) = evaluate(self.config, self.student)? else { return Ok(()) };
         let line = EvaluationMetrics {
-            step: completed,
-            epoch: self.epoch(completed),
+            step: self.state.step,
+            epoch: self.epoch(),
             evaluation,
             evaluation_seconds: began.elapsed().as_secs_f64(),
-            elapsed_seconds: self.started.elapsed().as_secs_f64(),
+            elapsed_seconds: self.elapsed_seconds(),
         };
         self.progress.evaluation(&line);
         self.log.write(Line::Evaluation(line))?;
-        Ok(Some(evaluation))
+        (self.state.evaluation, self.state.evaluated_step) = (Some(evaluation), self.state.step);
+        Ok(())
+    }
+
+    /// A checkpoint of this moment.
+    fn save(&mut self) -> Result<()> {
+        self.state.seconds = self.elapsed_seconds();
+        let snapshot = Snapshot {
+            student: self.student,
+            trainable: &self.trainable,
+            moments: self.optimiser.moments(),
+            run: &self.state,
+            steps_per_epoch: self.plan.steps_per_epoch,
+            metrics_bytes: self.log.sync()?,
+        };
+        self.checkpoints.save(&snapshot).map(|_| ())
     }
 }
 
@@ -289,16 +290,20 @@ struct Passes {
     parts: LossParts,
     forward_ms: f64,
     backward_ms: f64,
+    /// The first micro-batch whose loss is not finite.
+    first_nonfinite: Option<usize>,
 }
 
 /// Forward and backward for each micro-batch. The gradients add up in the parameters; since every part is divided by the counts of the whole
 /// step, the sum does not depend on how the step was split.
-fn accumulate_gradients(student: &Student, step: &Step, temperature: f32, weights: &LossWeights, dropout: &DropoutPlan) -> Result<Passes> {
-    let normalisers = step.normalisers();
-    let mut passes = Passes { parts: LossParts::default(), forward_ms: 0.0, backward_ms: 0.0 };
-    for batch in &step.micro_batches {
+fn accumulate_gradients(student: &Student, step: &Step, objective: &StepObjective, dropout: &DropoutPlan) -> Result<Passes> {
+    let mut passes = Passes { parts: LossParts::default(), forward_ms: 0.0, backward_ms: 0.0, first_nonfinite: None };
+    for (index, batch) in step.micro_batches.iter().enumerate() {
         let forward_at = Instant::now();
-        let (loss, parts) = student.loss(batch, f64::from(temperature), weights, &normalisers, dropout).map_err(failed("forward pass"))?;
+        let (loss, parts) = student.loss(batch, objective, dropout).map_err(failed("forward pass"))?;
+        if !parts.total.is_finite() {
+            passes.first_nonfinite.get_or_insert(index);
+        }
         passes.parts += parts;
         passes.forward_ms += milliseconds(forward_at);
         let backward_at = Instant::now();

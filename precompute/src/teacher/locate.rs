@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 /// The graph's name in a directory that `optimum-cli export onnx` wrote.
 const MODEL: &str = "model.onnx";
-const CONFIG: &str = "config.json";
+/// The configuration beside the graph.
+pub const CONFIG: &str = "config.json";
 const TOKENIZER: &str = "tokenizer.json";
 /// What may lie beside `tokenizer.json` and belongs to it.
 const TOKENIZER_COMPANIONS: [&str; 9] = [
@@ -39,7 +40,7 @@ pub struct TeacherFiles {
 /// # Errors
 /// [`Error::Usage`] naming what is missing, and what is there instead.
 pub fn locate(teacher: &Path, tokenizer: Option<&Path>) -> Result<TeacherFiles> {
-    let model = locate_model(teacher)?;
+    let model = locate_model(teacher, "--teacher")?;
     let directory = model.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned();
     let tokenizer = locate_tokenizer(&directory, tokenizer)?;
     let config = Some(directory.join(CONFIG)).filter(|path| path.is_file());
@@ -51,14 +52,18 @@ pub fn locate(teacher: &Path, tokenizer: Option<&Path>) -> Result<TeacherFiles> 
     Ok(TeacherFiles { model, config, tokenizer, companions })
 }
 
-fn locate_model(teacher: &Path) -> Result<PathBuf> {
+/// The graph: `teacher` itself, or `model.onnx` in it. `flag` is where it was named.
+///
+/// # Errors
+/// [`Error::Usage`] naming what is there instead.
+pub fn locate_model(teacher: &Path, flag: &str) -> Result<PathBuf> {
     if teacher.is_file() {
         return Ok(teacher.to_owned());
     }
     let expected = format!("a directory that holds {MODEL}, or a model file");
     if !teacher.is_dir() {
         let found = format!("{}, which does not exist", teacher.display());
-        return Err(Error::usage("--teacher", expected, found, "check the path"));
+        return Err(Error::usage(flag, expected, found, "check the path"));
     }
     let model = teacher.join(MODEL);
     if model.is_file() {
@@ -66,11 +71,11 @@ fn locate_model(teacher: &Path) -> Result<PathBuf> {
     }
     let models = names_ending(teacher, ".onnx")?;
     let (found, remedy) = if models.is_empty() {
-        ("no .onnx file".to_owned(), "export the teacher with `optimum-cli export onnx`")
+        ("no .onnx file".to_owned(), "export the model with `optimum-cli export onnx`, a student with `train export --student DIR --onnx`")
     } else {
-        (models.join(", "), "give the file itself, for example --teacher DIR/NAME.onnx")
+        (models.join(", "), "give the file itself, DIR/NAME.onnx")
     };
-    Err(Error::usage("--teacher", expected, format!("{found} in {}", teacher.display()), remedy))
+    Err(Error::usage(flag, expected, format!("{found} in {}", teacher.display()), remedy))
 }
 
 fn locate_tokenizer(directory: &Path, tokenizer: Option<&Path>) -> Result<PathBuf> {

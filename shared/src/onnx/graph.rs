@@ -124,7 +124,7 @@ pub(super) mod tests {
     fn a_constant_node_is_a_constant() {
         let mut message = parse("Constant:  -> k");
         let tensor = TensorProto { int32_data: vec![1], ..TensorProto::default() };
-        message.nodes[0].attributes.push(AttributeProto { name: "value".into(), tensor: Some(tensor) });
+        message.nodes[0].attributes.push(AttributeProto { name: "value".into(), tensor: Some(tensor), ..AttributeProto::default() });
         assert_eq!(Graph::new(&message).constant("k").unwrap().int32_data, [1]);
     }
 }

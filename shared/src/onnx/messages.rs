@@ -53,6 +53,9 @@ pub struct NodeProto {
     /// Empty or `ai.onnx` for the standard operations, `com.microsoft` for ONNX Runtime's own.
     #[prost(string, tag = "7")]
     pub domain: String,
+    /// What the exporter noted, such as the modules that the node is in.
+    #[prost(message, repeated, tag = "9")]
+    pub metadata: Vec<EntryProto>,
 }
 
 /// A setting of a node.
@@ -61,6 +64,9 @@ pub struct AttributeProto {
     /// For example `axis`.
     #[prost(string, tag = "1")]
     pub name: String,
+    /// Its value where that is an integer.
+    #[prost(int64, tag = "3")]
+    pub int: i64,
     /// Its value where that is a tensor.
     #[prost(message, optional, tag = "5")]
     pub tensor: Option<TensorProto>,
@@ -75,6 +81,9 @@ pub struct TensorProto {
     /// See [`element_type`].
     #[prost(int32, tag = "2")]
     pub data_type: i32,
+    /// Values of float32, where they are not in `raw_data`.
+    #[prost(float, repeated, tag = "4")]
+    pub float_data: Vec<f32>,
     /// Values of small integer and boolean types, where they are not in `raw_data`.
     #[prost(int32, repeated, tag = "5")]
     pub int32_data: Vec<i32>,

@@ -1,16 +1,20 @@
-//! One row of logits: both losses and their gradient, in place.
+//! One row of logits: its losses and their gradient, in place.
 //!
 //! With z the logits and T the temperature, the gradient is `A exp((z - z_max) / T) + B exp(z - z_max)` but at the stored ids and at the label
-//! (see `loss::ghost_kl` and `loss::cross_entropy`). So a row needs one pass of exponentials where it is not masked, and four where it is.
+//! (see `loss::ghost_kl` and `loss::cross_entropy`). So a row needs one pass of exponentials where it is not masked, and four where it is. That
+//! is for `ce` with the ghost and `mlm`, alone or together; `head_objectives` has the rows that are taught anything else.
 
 use super::element::Element;
-use super::head_loss::{HeadLoss, HeadTargets};
+use super::head_loss::HeadTargets;
+use super::head_objectives::RowObjectives;
 use super::level::{LANES, lane_sum};
 use crate::loss::cross_entropy::cross_entropy;
 use crate::loss::ghost_kl::{TeacherMass, ghost_kl};
+use crate::loss::{PARTS, Part};
+use std::ops::AddAssign;
 
 /// The constants of every row's gradient; a factor of 0 turns its part off.
-pub(crate) struct Objective {
+pub(crate) struct RowObjective {
     pub(crate) inverse_temperature: f64,
     /// weight * T^2 / asked rows, times 1 / T from the chain rule.
     pub(crate) ce: f64,
@@ -18,12 +22,36 @@ pub(crate) struct Objective {
     pub(crate) mlm: f64,
     /// Whether k is the vocabulary.
     pub(crate) whole: bool,
+    /// What else is taught; `ce` then stands among it.
+    pub(crate) others: Option<RowObjectives>,
+}
+
+/// A row's losses by part, without weights and powers of the temperature.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct RowLosses([f64; PARTS]);
+
+impl RowLosses {
+    pub(crate) fn get(&self, part: Part) -> f64 {
+        self.0[part as usize]
+    }
+
+    pub(crate) fn set(&mut self, part: Part, loss: f64) {
+        self.0[part as usize] = loss;
+    }
+}
+
+impl AddAssign for RowLosses {
+    fn add_assign(&mut self, other: Self) {
+        self.0.iter_mut().zip(other.0).for_each(|(sum, loss)| *sum += loss);
+    }
 }
 
 /// What one row is taught.
 pub(crate) struct RowTargets<'a> {
-    ids: &'a [u32],
-    log_probabilities: &'a [f32],
+    pub(crate) ids: &'a [u32],
+    pub(crate) log_probabilities: &'a [f32],
+    /// Of the teacher; 0 where no part asks for it.
+    pub(crate) max_logit: f32,
     label: Option<usize>,
 }
 
@@ -33,6 +61,7 @@ impl<'a> RowTargets<'a> {
         Self {
             ids: &targets.top_ids[row * k..][..k],
             log_probabilities: &targets.log_probabilities[row * k..][..k],
+            max_logit: targets.max_logit.get(row).copied().unwrap_or_default(),
             label: usize::try_from(targets.labels[row]).ok(),
         }
     }
@@ -42,20 +71,22 @@ levelled! {
     /// One row of logits, still without bias, becomes its gradient. `kept` is a buffer for the stored ids' logits. Gives the row's KL (without
     /// T^2) and cross-entropy.
     pub(crate) fn differentiate_row<T>(
-        logits: &mut [T], bias: &[T], targets: RowTargets<'_>, objective: &Objective, kept: &mut Vec<T>,
-    ) -> HeadLoss {
+        logits: &mut [T], bias: &[T], targets: RowTargets<'_>, objective: &RowObjective, kept: &mut Vec<T>,
+    ) -> RowLosses {
         let largest = add_bias(logits, bias);
         logits.iter_mut().for_each(|logit| *logit -= largest);
         let label = targets.label.filter(|_| objective.mlm > 0.0);
-        let mut losses = HeadLoss::default();
+        let mut losses = RowLosses::default();
         let mut of_label = T::zero(); // what exp(z) is multiplied by
         if let Some(label) = label {
             let sum = lane_sum(logits.len(), |i| logits[i].exp()).to_f64();
-            losses.mlm = cross_entropy(logits[label].to_f64(), sum);
+            losses.set(Part::Mlm, cross_entropy(logits[label].to_f64(), sum));
             of_label = T::from_f64(objective.mlm / sum);
         }
-        if objective.ce > 0.0 {
-            losses.ce = distil_row(logits, &targets, label.map(|_| of_label), objective, kept);
+        if let Some(others) = &objective.others {
+            others.teach_row(logits, largest.to_f64(), &targets, label.map(|_| of_label), kept, &mut losses);
+        } else if objective.ce > 0.0 {
+            losses.set(Part::Ce, distil_row(logits, &targets, label.map(|_| of_label), objective, kept));
         } else {
             logits.iter_mut().for_each(|logit| *logit = of_label * logit.exp());
         }
@@ -85,7 +116,7 @@ fn distil_row<T: Element>(
     logits: &mut [T],
     targets: &RowTargets<'_>,
     of_label: Option<T>,
-    objective: &Objective,
+    objective: &RowObjective,
     kept: &mut Vec<T>,
 ) -> f64 {
     let inverse_temperature = T::from_f64(objective.inverse_temperature);

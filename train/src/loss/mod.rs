@@ -1,68 +1,152 @@
 //! What a student is taught with: the weighted total and its named parts.
 //!
-//! Each file holds one objective as a function of a row, without tensors; `kernels::head_loss` and `kernels::cosine` run them over batches.
+//! Each file of an objective holds it as a function of a row or of one outcome, without tensors; `kernels::head_loss` and `kernels::cosine`
+//! run them over batches. [`objective`] reads `--loss`, [`weight_schedule`] says what a part weighs at a step, [`tail`] what is made of the
+//! probability that lies outside the stored ids.
 
 pub mod cosine;
 pub mod cross_entropy;
+pub mod forward_kl;
 pub mod ghost_kl;
+pub mod jensen_shannon;
+pub mod logit_mse;
+pub mod objective;
+pub mod outcome;
+pub mod reverse_kl;
+pub mod tail;
+pub mod total_variation;
+pub mod weight_schedule;
 
-use logitcache::error::{Error, Result};
+pub use objective::Objective;
+pub use tail::Tail;
+
+use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::ser::SerializeMap;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::ops::AddAssign;
-use std::str::FromStr;
 
-/// How much each part counts. 0 turns a part off: it is not computed.
-///
-/// Written and read as `ce=5,mlm=2,cos=1`, the defaults of Sanh et al. (2019); a part that is not named has weight 0.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct LossWeights {
+/// A named part of the loss, in the order of [`Part::ALL`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Part {
     /// T^2 KL(teacher || student) at the training temperature, over the asked rows.
-    pub ce: f64,
+    Ce,
+    /// T^2 KL(student || teacher) at the training temperature, over the asked rows.
+    ReverseKl,
+    /// T^2 times the generalised Jensen-Shannon divergence at the training temperature, over the asked rows.
+    Jsd,
+    /// T times the total variation distance at the training temperature, over the asked rows.
+    Tvd,
+    /// Mean squared difference of the stored ids' logits, over the asked rows.
+    LogitMse,
     /// Cross-entropy of the original ids at temperature 1, over the masked rows.
-    pub mlm: f64,
-    /// 1 - cos against the teacher's last hidden state, over all rows.
-    pub cos: f64,
+    Mlm,
+    /// 1 - cos against the teacher's hidden states, over all rows.
+    Cos,
+    /// Mean squared difference of the hidden states, over all rows.
+    HiddenMse,
 }
 
-const PARTS: [&str; 3] = ["ce", "mlm", "cos"];
+/// Number of parts.
+pub const PARTS: usize = Part::ALL.len();
 
-impl Default for LossWeights {
-    fn default() -> Self {
-        Self { ce: 5.0, mlm: 2.0, cos: 1.0 }
+impl Part {
+    /// Every part, in the order in which they are written.
+    pub const ALL: [Self; 8] = [Self::Ce, Self::ReverseKl, Self::Jsd, Self::Tvd, Self::LogitMse, Self::Mlm, Self::Cos, Self::HiddenMse];
+
+    /// The name in `--loss`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ce => "ce",
+            Self::ReverseKl => "reverse-kl",
+            Self::Jsd => "jsd",
+            Self::Tvd => "tvd",
+            Self::LogitMse => "logit-mse",
+            Self::Mlm => "mlm",
+            Self::Cos => "cos",
+            Self::HiddenMse => "hidden-mse",
+        }
+    }
+
+    /// The key of the unweighted value in `metrics.jsonl`, with its unit where it has one.
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Ce => "ce_nats",
+            Self::ReverseKl => "reverse_kl_nats",
+            Self::Jsd => "jsd_nats",
+            Self::Tvd => "tvd",
+            Self::LogitMse => "logit_mse",
+            Self::Mlm => "mlm_nats",
+            Self::Cos => "cos_distance",
+            Self::HiddenMse => "hidden_mse",
+        }
+    }
+
+    /// The unit of the value: nats, or empty where there is none.
+    pub fn unit(self) -> &'static str {
+        match self {
+            Self::Ce | Self::ReverseKl | Self::Jsd | Self::Mlm => "nats",
+            Self::Tvd | Self::LogitMse | Self::Cos | Self::HiddenMse => "",
+        }
+    }
+
+    /// What its value is multiplied by at the temperature T, so that the gradient with respect to the logits keeps its size as T grows: T^2 for
+    /// the divergences, whose gradient falls as 1 / T^2, T for the distance, and 1 for what knows no temperature.
+    pub fn temperature_factor(self, temperature: f64) -> f64 {
+        match self {
+            Self::Ce | Self::ReverseKl | Self::Jsd => temperature * temperature,
+            Self::Tvd => temperature,
+            Self::LogitMse | Self::Mlm | Self::Cos | Self::HiddenMse => 1.0,
+        }
+    }
+
+    /// Whether it is computed from the student's logits of the asked rows.
+    pub fn is_of_logits(self) -> bool {
+        !self.is_of_hidden()
+    }
+
+    /// Whether it is computed from the student's hidden states of all rows.
+    pub fn is_of_hidden(self) -> bool {
+        matches!(self, Self::Cos | Self::HiddenMse)
+    }
+
+    /// The part of a name in `--loss`.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|part| part.name() == name)
     }
 }
 
-impl fmt::Display for LossWeights {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "ce={},mlm={},cos={}", self.ce, self.mlm, self.cos)
+/// How much each part counts at a step. A part of weight 0 is not computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Weights([f64; PARTS]);
+
+impl Weights {
+    /// The weights of these parts; 0 for the others.
+    pub fn of(weights: &[(Part, f64)]) -> Self {
+        let mut all = Self::default();
+        weights.iter().for_each(|(part, weight)| all.0[*part as usize] = *weight);
+        all
     }
-}
 
-impl FromStr for LossWeights {
-    type Err = Error;
+    /// The weight of a part.
+    pub fn get(&self, part: Part) -> f64 {
+        self.0[part as usize]
+    }
 
-    fn from_str(text: &str) -> Result<Self> {
-        let refuse = |found: String| {
-            let expected = format!("parts {} with weights of 0 or more, one of them above 0", PARTS.join(", "));
-            Error::usage("--loss", expected, found, "write for example --loss ce=5,mlm=2,cos=1")
-        };
-        let mut weights: [Option<f64>; 3] = [None; 3];
-        for part in text.split(',') {
-            let (name, value) = part.split_once('=').ok_or_else(|| refuse(format!("{part:?} without a weight")))?;
-            let index = PARTS.iter().position(|known| *known == name.trim()).ok_or_else(|| refuse(format!("the part {name:?}")))?;
-            let value: f64 = value.trim().parse().map_err(|_| refuse(format!("{value:?} as the weight of {name}")))?;
-            if !value.is_finite() || value < 0.0 {
-                return Err(refuse(format!("{value} as the weight of {name}")));
-            }
-            if weights[index].replace(value).is_some() {
-                return Err(refuse(format!("{name} twice")));
-            }
-        }
-        if weights.iter().flatten().all(|weight| *weight == 0.0) {
-            return Err(refuse(format!("{text:?}, which teaches nothing")));
-        }
-        let [ce, mlm, cos] = weights.map(Option::unwrap_or_default);
-        Ok(Self { ce, mlm, cos })
+    /// Whether a part is computed.
+    pub fn has(&self, part: Part) -> bool {
+        self.get(part) > 0.0
+    }
+
+    /// Whether any part of a kind is computed.
+    pub fn any(&self, kind: fn(Part) -> bool) -> bool {
+        Part::ALL.into_iter().any(|part| kind(part) && self.has(part))
+    }
+
+    /// The weighted sum of unweighted values.
+    pub fn total(&self, values: &[f64; PARTS]) -> f64 {
+        // A part that is not computed adds nothing, whatever stands in its place.
+        Part::ALL.into_iter().filter(|part| self.has(*part)).map(|part| self.get(part) * values[part as usize]).sum()
     }
 }
 
@@ -70,12 +154,32 @@ impl FromStr for LossWeights {
 /// step does not depend on how it was cut. A count of 0 is only right where nothing is summed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Normalisers {
-    /// Asked rows: for `ce`.
+    /// Asked rows: for every part of the logits but `mlm`.
     pub asked: usize,
     /// Masked rows: for `mlm`.
     pub masked: usize,
-    /// All rows: for `cos`.
+    /// All rows: for `cos` and `hidden-mse`.
     pub tokens: usize,
+}
+
+/// Everything a step's loss depends on beside the batch and the student.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepObjective {
+    /// The parts' options.
+    pub objective: Objective,
+    /// The parts' weights at this step.
+    pub weights: Weights,
+    /// The training temperature T.
+    pub temperature: f64,
+    /// The counts of the whole step.
+    pub normalisers: Normalisers,
+}
+
+impl StepObjective {
+    /// Of step `step` (0 is the first) of `steps`.
+    pub fn new(objective: &Objective, (step, steps): (u64, u64), temperature: f64, normalisers: Normalisers) -> Self {
+        Self { objective: *objective, weights: objective.weights_at(step, steps), temperature, normalisers }
+    }
 }
 
 /// A step's loss: `total` as weighted, each part as an unweighted mean (0 where its weight is 0). The parts of the micro-batches of a step
@@ -84,27 +188,101 @@ pub struct Normalisers {
 pub struct LossParts {
     /// The weighted sum.
     pub total: f64,
-    /// T^2 KL in nats, per asked row.
-    pub ce: f64,
-    /// Cross-entropy in nats, per masked row.
-    pub mlm: f64,
-    /// 1 - cos, per row.
-    pub cos: f64,
+    /// The parts, in the order of [`Part::ALL`].
+    pub values: [f64; PARTS],
 }
 
 impl LossParts {
     /// The parts and their weighted total.
-    pub fn new(weights: &LossWeights, ce: f64, mlm: f64, cos: f64) -> Self {
-        Self { total: weights.ce * ce + weights.mlm * mlm + weights.cos * cos, ce, mlm, cos }
+    pub fn new(weights: &Weights, values: [f64; PARTS]) -> Self {
+        Self { total: weights.total(&values), values }
+    }
+
+    /// One part.
+    pub fn get(&self, part: Part) -> f64 {
+        self.values[part as usize]
     }
 }
 
 impl AddAssign for LossParts {
     fn add_assign(&mut self, other: Self) {
         self.total += other.total;
-        self.ce += other.ce;
-        self.mlm += other.mlm;
-        self.cos += other.cos;
+        self.values.iter_mut().zip(other.values).for_each(|(sum, value)| *sum += value);
+    }
+}
+
+/// Unweighted values of the parts that were computed, by [`Part::key`]: what a line of the log holds of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct PartValues([Option<f64>; PARTS]);
+
+impl PartValues {
+    /// The values of a step: those of the parts that have a weight.
+    pub fn new(weights: &Weights, parts: &LossParts) -> Self {
+        Self(std::array::from_fn(|index| (weights.0[index] > 0.0).then_some(parts.values[index])))
+    }
+
+    /// The values of these parts.
+    pub fn of(values: &[(Part, f64)]) -> Self {
+        let mut all = Self::default();
+        values.iter().for_each(|(part, value)| all.0[*part as usize] = Some(*value));
+        all
+    }
+
+    /// A part's value, if it was computed.
+    pub fn get(&self, part: Part) -> Option<f64> {
+        self.0[part as usize]
+    }
+
+    /// The parts that were computed, in the order of [`Part::ALL`].
+    pub fn iter(&self) -> impl Iterator<Item = (Part, f64)> + '_ {
+        Part::ALL.into_iter().filter_map(|part| self.get(part).map(|value| (part, value)))
+    }
+
+    /// Adds the values of another step, each to its own sum, and counts them.
+    pub(crate) fn add(&mut self, other: &Self, counts: &mut [u64; PARTS]) {
+        for (part, value) in other.iter() {
+            let sum = &mut self.0[part as usize];
+            *sum = Some(sum.unwrap_or(0.0) + value);
+            counts[part as usize] += 1;
+        }
+    }
+
+    /// The means of sums over the steps that computed each part.
+    pub(crate) fn means(&self, counts: &[u64; PARTS]) -> Self {
+        Self(std::array::from_fn(|index| self.0[index].map(|sum| sum / counts[index].max(1) as f64)))
+    }
+}
+
+impl Serialize for PartValues {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        self.iter().try_for_each(|(part, value)| map.serialize_entry(part.key(), &value))?;
+        map.end()
+    }
+}
+
+impl<'de> Deserialize<'de> for PartValues {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Keys;
+        impl<'de> Visitor<'de> for Keys {
+            type Value = PartValues;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a map with the values of loss parts")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<PartValues, A::Error> {
+                let mut values = PartValues::default();
+                while let Some(key) = map.next_key::<String>()? {
+                    match Part::ALL.into_iter().find(|part| part.key() == key) {
+                        Some(part) => values.0[part as usize] = map.next_value()?,
+                        None => drop(map.next_value::<IgnoredAny>()?),
+                    }
+                }
+                Ok(values)
+            }
+        }
+        deserializer.deserialize_map(Keys)
     }
 }
 
@@ -113,30 +291,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn weights_are_read_as_they_are_written() {
-        let weights: LossWeights = "ce=5,mlm=2,cos=1".parse().unwrap();
-        assert_eq!(weights, LossWeights::default());
-        assert_eq!(weights.to_string().parse::<LossWeights>().unwrap(), weights);
-        assert_eq!("mlm=0.5".parse::<LossWeights>().unwrap(), LossWeights { ce: 0.0, mlm: 0.5, cos: 0.0 });
-        assert_eq!("cos=0, ce=1".parse::<LossWeights>().unwrap(), LossWeights { ce: 1.0, mlm: 0.0, cos: 0.0 });
-    }
-
-    #[test]
-    fn a_refusal_names_the_known_parts() {
-        for text in ["kl=1", "ce", "ce=x", "ce=-1", "ce=inf", "ce=1,ce=2", "ce=0", ""] {
-            let error = text.parse::<LossWeights>().unwrap_err();
-            assert_eq!(error.exit_code(), 2, "{text}");
-            assert!(error.to_string().contains("ce, mlm, cos"), "{error}");
+    fn names_and_keys_are_distinct_and_in_order() {
+        for (index, part) in Part::ALL.into_iter().enumerate() {
+            assert_eq!(part as usize, index);
+            assert_eq!(Part::from_name(part.name()), Some(part));
+            assert_eq!(part.key().ends_with("_nats"), part.unit() == "nats");
+            assert!(Part::ALL.into_iter().all(|other| other == part || (other.key() != part.key() && other.name() != part.name())));
         }
-        assert!("kl=1".parse::<LossWeights>().unwrap_err().to_string().contains("\"kl\""));
     }
 
     #[test]
     fn parts_of_micro_batches_add_up() {
-        let weights = LossWeights::default();
-        let mut sum = LossParts::new(&weights, 0.5, 0.25, 0.125);
-        sum += LossParts::new(&weights, 0.5, 0.75, 0.375);
-        assert_eq!(sum, LossParts::new(&weights, 1.0, 1.0, 0.5));
-        assert_eq!(sum.total, 7.5);
+        let weights = Weights::of(&[(Part::Ce, 5.0), (Part::Mlm, 2.0), (Part::Cos, 1.0)]);
+        let parts = |ce, mlm, cos| LossParts::new(&weights, [ce, 0.0, 0.0, 0.0, 0.0, mlm, cos, 0.0]);
+        let mut sum = parts(0.5, 0.25, 0.125);
+        sum += parts(0.5, 0.75, 0.375);
+        assert_eq!(sum, parts(1.0, 1.0, 0.5));
+        assert_eq!((sum.total, sum.get(Part::Mlm)), (7.5, 1.0));
+    }
+
+    #[test]
+    fn values_are_means_over_the_steps_that_computed_them() {
+        let (mut sums, mut counts) = (PartValues::default(), [0; PARTS]);
+        sums.add(&PartValues::of(&[(Part::Ce, 1.0), (Part::Tvd, 0.5)]), &mut counts);
+        sums.add(&PartValues::of(&[(Part::Ce, 3.0)]), &mut counts);
+        assert_eq!(sums.means(&counts), PartValues::of(&[(Part::Ce, 2.0), (Part::Tvd, 0.5)]));
+        let text = serde_json::to_string(&sums.means(&counts)).unwrap();
+        assert_eq!(text, r#"{"ce_nats":2.0,"tvd":0.5}"#);
+        assert_eq!(serde_json::from_str::<PartValues>(r#"{"ce_nats":2.0,"other":"x","tvd":0.5}"#).unwrap(), sums.means(&counts));
     }
 }

@@ -4,9 +4,14 @@ use super::ParameterTable;
 use super::config::StudentConfig;
 use super::names::Role;
 use crate::batcher::Batch;
-use crate::kernels::{Activation, Affine, HeadTargets, cosine_loss, gather_rows, head_loss, layer_norm, linear, linear_activated};
-use crate::loss::{LossParts, LossWeights, Normalisers};
+use crate::kernels::{
+    Activation, Affine, HeadTargets, cosine_loss, gather_rows, head_loss, hidden_mse_loss, layer_norm, linear, linear_activated,
+};
+use crate::loss::{LossParts, Part, StepObjective};
 use candle_core::{Result, Tensor};
+
+/// The student's states, the teacher's, a weight and the rows of the step: the weighted scalar and the number without its weight.
+type HiddenLoss = fn(&Tensor, &[f32], f64, usize) -> Result<(Tensor, f64)>;
 
 pub(super) struct MaskedLmHead {
     transform: Affine,
@@ -35,30 +40,25 @@ impl MaskedLmHead {
     }
 
     /// The weighted loss of a micro-batch and its parts; see [`super::Student::loss`]. `hidden` is `[tokens, hidden]`.
-    pub(super) fn loss(
-        &self,
-        hidden: &Tensor,
-        batch: &Batch,
-        temperature: f64,
-        weights: &LossWeights,
-        normalisers: &Normalisers,
-    ) -> Result<(Tensor, LossParts)> {
+    pub(super) fn loss(&self, hidden: &Tensor, batch: &Batch, step: &StepObjective) -> Result<(Tensor, LossParts)> {
         // What a backward pass can start from even where a part is turned off or the batch asks nothing.
         let mut total = Tensor::zeros((), hidden.dtype(), hidden.device())?;
-        let (mut ce, mut mlm, mut cos) = (0.0, 0.0, 0.0);
-        if (weights.ce > 0.0 || weights.mlm > 0.0) && !batch.asked.is_empty() {
-            let Batch { k, top_ids, log_probabilities, labels, .. } = batch;
-            let targets = HeadTargets { k: *k, top_ids, log_probabilities, labels };
+        let (weights, mut parts) = (&step.weights, LossParts::default());
+        if weights.any(Part::is_of_logits) && !batch.asked.is_empty() {
+            let Batch { k, top_ids, log_probabilities, max_logit, labels, .. } = batch;
+            let targets = HeadTargets { k: *k, top_ids, log_probabilities, max_logit, labels };
             let rows = self.transformed(hidden, &batch.asked)?;
-            let (weighted, parts) = head_loss(&rows, &self.decoder, &targets, temperature, weights, normalisers)?;
-            (ce, mlm) = (parts.ce, parts.mlm);
+            let (weighted, of_logits) = head_loss(&rows, &self.decoder, &targets, step)?;
+            parts = of_logits;
             total = (total + weighted)?;
         }
-        if weights.cos > 0.0 {
-            let (weighted, part) = cosine_loss(hidden, &batch.hidden, weights.cos, normalisers.tokens)?;
-            cos = part;
+        let of_hidden = [(Part::Cos, cosine_loss as HiddenLoss), (Part::HiddenMse, hidden_mse_loss)];
+        for (part, loss) in of_hidden.into_iter().filter(|(part, _)| weights.has(*part)) {
+            let teacher = batch.hidden.first().map_or(&[][..], Vec::as_slice);
+            let (weighted, value) = loss(hidden, teacher, weights.get(part), step.normalisers.tokens)?;
+            parts.values[part as usize] = value;
             total = (total + weighted)?;
         }
-        Ok((total, LossParts::new(weights, ce, mlm, cos)))
+        Ok((total, LossParts::new(weights, parts.values)))
     }
 }

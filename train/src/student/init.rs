@@ -23,8 +23,7 @@ use super::layout::ParameterSpec;
 use super::names::Role;
 use super::random::at_random;
 use super::teacher_shape::{TeacherShape, tensor_name};
-use super::tensor_file::TensorFile;
-use super::tensor_source::TensorSource;
+use super::tensor_source::{TensorSource, open_tensors};
 use super::widths::{InitWidths, LayerChoice, LayerWeights, column_norms, cut, row_norms};
 use crate::kernels::matrix::{Matrix, Threads, product};
 use logitcache::error::{Error, Result};
@@ -78,13 +77,14 @@ pub struct TeacherTensors {
 }
 
 impl TeacherTensors {
-    /// Opens the masked language model in `path`: a `.safetensors` file or a directory with `model.safetensors`.
+    /// Opens the masked language model in `path`: a `.safetensors` or `.onnx` file, or a directory with one
+    /// (safetensors preferred).
     ///
     /// # Errors
     /// A file that cannot be read, names of no family, layers that the file does not have or whose number is not the student's, a student
     /// that is wider than the teacher somewhere or whose shape otherwise does not follow from it.
     pub fn open(path: &Path, student: &StudentConfig, first: &FirstWeights) -> Result<Self> {
-        Self::new(Box::new(TensorFile::open(path)?), student, first)
+        Self::new(open_tensors(path)?, student, first)
     }
 
     /// [`open`](Self::open), of tensors from anywhere.

@@ -21,15 +21,18 @@ mod heads;
 pub mod init;
 pub mod layout;
 pub mod names;
+mod onnx_names;
+pub mod onnx_tensors;
 pub mod random;
 mod teacher_shape;
 pub mod tensor_file;
 pub mod tensor_source;
+pub mod tensor_writer;
 pub mod widths;
 
 use crate::batcher::Batch;
 use crate::kernels::{Affine, DropoutPlan, Packing, Parameter, ParameterRef};
-use crate::loss::{LossParts, LossWeights, Normalisers};
+use crate::loss::{LossParts, StepObjective};
 use candle_core::{DType, Device, Tensor};
 use logitcache::error::{Error, Result};
 use std::sync::Arc;
@@ -39,6 +42,7 @@ pub use family::Family;
 pub use init::{FirstWeights, TeacherTensors};
 pub use layout::{ParameterSpec, layout};
 pub use names::{LayerPart, Role};
+pub use onnx_tensors::OnnxTensors;
 pub use random::at_random;
 pub use tensor_source::TensorSource;
 pub use widths::InitWidths;
@@ -127,16 +131,9 @@ impl Student {
     ///
     /// # Errors
     /// As [`forward_hidden`](Self::forward_hidden); targets whose number does not fit the asked rows; a cosine part without hidden states.
-    pub fn loss(
-        &self,
-        batch: &Batch,
-        temperature: f64,
-        weights: &LossWeights,
-        normalisers: &Normalisers,
-        dropout: &DropoutPlan,
-    ) -> candle_core::Result<(Tensor, LossParts)> {
+    pub fn loss(&self, batch: &Batch, step: &StepObjective, dropout: &DropoutPlan) -> candle_core::Result<(Tensor, LossParts)> {
         let hidden = self.forward_hidden(batch, dropout)?;
-        self.head.loss(&hidden, batch, temperature, weights, normalisers)
+        self.head.loss(&hidden, batch, step)
     }
 
     fn encode(&self, embedded: Tensor, packing: &Arc<Packing>, dropout: &DropoutPlan) -> candle_core::Result<Tensor> {

@@ -1,7 +1,32 @@
 //! Where first weights come from: named tensors of some file, read one at a time.
 
+use super::onnx_tensors::{ONNX_FILE, OnnxTensors};
+use super::tensor_file::TensorFile;
 use logitcache::error::{Error, Result};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// The file of a directory that first weights are taken from: `model.onnx` where it is the only one of the two, else `model.safetensors`. A file
+/// is itself.
+pub fn weights_file(path: &Path) -> PathBuf {
+    let (safetensors, onnx) = (path.join("model.safetensors"), path.join(ONNX_FILE));
+    match path.is_dir() {
+        false => path.to_owned(),
+        true if !safetensors.is_file() && onnx.is_file() => onnx,
+        true => safetensors,
+    }
+}
+
+/// Opens a model's file, ONNX by its ending and safetensors otherwise, or the one of a directory.
+///
+/// # Errors
+/// As [`TensorFile::open`] and [`OnnxTensors::open`].
+pub fn open_tensors(path: &Path) -> Result<Box<dyn TensorSource>> {
+    let path = weights_file(path);
+    match path.extension().is_some_and(|extension| extension == "onnx") {
+        true => Ok(Box::new(OnnxTensors::open(&path)?)),
+        false => Ok(Box::new(TensorFile::open(&path)?)),
+    }
+}
 
 /// Named float tensors of a model's file, under the names that Hugging Face gives them.
 pub trait TensorSource {

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::kernels::{Activation, Element};
+use crate::loss::{Normalisers, Objective, Part};
 use logitcache::seed::{Purpose, RandomStream};
 
 const TEMPERATURE: f64 = 2.0;
@@ -50,13 +51,13 @@ fn batch(config: &StudentConfig) -> Batch {
     let mut stream = RandomStream::new(3, Purpose::Shuffling, &[]);
     let offsets = vec![0, 4, 11, 14];
     let k = 4;
-    let mut batch = Batch { sequence_ids: vec![5, 9, 2], passes: vec![0, 1, 0], offsets, k, ..Default::default() };
+    let mut batch = Batch { sequence_ids: vec![5, 9, 2], passes: vec![0, 1, 0], offsets, k, hidden: vec![vec![]], ..Default::default() };
     for row in 0..14u32 {
         batch.input_ids.push(stream.below(config.vocab_size) as u32);
         if config.family.has_token_types() {
             batch.token_type_ids.push(u32::from(row % 4 == 2));
         }
-        batch.hidden.extend((0..config.hidden_size).map(|_| stream.normal() as f32));
+        batch.hidden[0].extend((0..config.hidden_size).map(|_| stream.normal() as f32));
         if row % 5 == 3 {
             continue;
         }
@@ -66,6 +67,7 @@ fn batch(config: &StudentConfig) -> Batch {
         stream.shuffle(&mut ids);
         batch.top_ids.extend(&ids[..k]);
         batch.log_probabilities.extend([0.5f32, 0.2, 0.1, 0.05].map(f32::ln));
+        batch.max_logit.push(3.0);
     }
     batch
 }
@@ -86,8 +88,9 @@ fn part(batch: &Batch, sequences: std::ops::Range<usize>, dim: usize) -> Batch {
         k: batch.k,
         top_ids: batch.top_ids[first * batch.k..last * batch.k].to_vec(),
         log_probabilities: batch.log_probabilities[first * batch.k..last * batch.k].to_vec(),
+        max_logit: batch.max_logit[first..last].to_vec(),
         labels: batch.labels[first..last].to_vec(),
-        hidden: batch.hidden[start * dim..end * dim].to_vec(),
+        hidden: vec![batch.hidden[0][start * dim..end * dim].to_vec()],
     }
 }
 
@@ -101,8 +104,13 @@ fn gradients<T: Element>(student: &Student) -> Vec<Vec<f64>> {
     student.parameters().iter().map(|parameter| read(parameter).unwrap()).collect()
 }
 
+/// The default objective, at the first step.
+fn objective(normalisers: &Normalisers) -> StepObjective {
+    StepObjective::new(&Objective::default(), (0, 1), TEMPERATURE, *normalisers)
+}
+
 fn backward(student: &Student, batch: &Batch, normalisers: &Normalisers, plan: &DropoutPlan) -> LossParts {
-    let (total, parts) = student.loss(batch, TEMPERATURE, &LossWeights::default(), normalisers, plan).unwrap();
+    let (total, parts) = student.loss(batch, &objective(normalisers), plan).unwrap();
     total.backward().unwrap();
     parts
 }
@@ -117,7 +125,8 @@ fn every_parameter_receives_a_finite_gradient_that_is_not_zero() {
         let student = student(config, DType::F32);
         let batch = batch(student.config());
         let parts = backward(&student, &batch, &normalisers(&batch), &student.dropout_plan(1, 2));
-        assert!(parts.total > 0.0 && (parts.total - (5.0 * parts.ce + 2.0 * parts.mlm + parts.cos)).abs() < 1e-5, "{parts:?}");
+        let expected = 5.0 * parts.get(Part::Ce) + 2.0 * parts.get(Part::Mlm) + parts.get(Part::Cos);
+        assert!(parts.total > 0.0 && (parts.total - expected).abs() < 1e-5, "{parts:?}");
         let gradients = gradients::<f32>(&student);
         let norms: Vec<f64> = gradients.iter().map(|gradient| norm(gradient)).collect();
         for (spec, norm) in layout(student.config()).iter().zip(&norms) {
@@ -140,7 +149,7 @@ fn gradients_are_those_of_finite_differences() {
         let (normalisers, plan) = (normalisers(&batch), student.dropout_plan(1, 2));
         backward(&student, &batch, &normalisers, &plan);
         let gradients = gradients::<f64>(&student);
-        let loss = || student.loss(&batch, TEMPERATURE, &LossWeights::default(), &normalisers, &plan).unwrap().1.total;
+        let loss = || student.loss(&batch, &objective(&normalisers), &plan).unwrap().1.total;
         let step = 1e-5;
         for (parameter, gradient) in student.parameters().iter().zip(&gradients) {
             let shift = |i: usize, by: f64| parameter.update(|value: &mut [f64], _: &mut [f64]| value[i] += by).unwrap();
@@ -210,17 +219,18 @@ fn parts_without_a_target_cost_nothing_and_still_train() {
     let student = student(config(), DType::F64);
     let whole = batch(student.config());
     let normalisers = normalisers(&whole);
-    let nothing_asked = Batch { asked: vec![], labels: vec![], top_ids: vec![], log_probabilities: vec![], ..whole.clone() };
+    let nothing_asked =
+        Batch { asked: vec![], labels: vec![], top_ids: vec![], log_probabilities: vec![], max_logit: vec![], ..whole.clone() };
     let parts = backward(&student, &nothing_asked, &normalisers, &DropoutPlan::off());
-    assert!(parts.ce == 0.0 && parts.mlm == 0.0 && parts.cos > 0.0, "{parts:?}");
+    assert!(parts.get(Part::Ce) == 0.0 && parts.get(Part::Mlm) == 0.0 && parts.get(Part::Cos) > 0.0, "{parts:?}");
     assert!(norm(&gradients::<f64>(&student)[1]) > 0.0);
     assert_eq!(student.logits(&nothing_asked).unwrap().dims(), [0, 13]);
 
-    let no_cosine = LossWeights { cos: 0.0, ..Default::default() };
+    let no_cosine = StepObjective::new(&"ce=5,mlm=2".parse().unwrap(), (0, 1), TEMPERATURE, normalisers);
     let no_hidden = Batch { hidden: vec![], ..whole };
-    let (_, parts) = student.loss(&no_hidden, TEMPERATURE, &no_cosine, &normalisers, &DropoutPlan::off()).unwrap();
-    assert!(parts.cos == 0.0 && parts.ce > 0.0, "{parts:?}");
-    assert!(student.loss(&no_hidden, TEMPERATURE, &LossWeights::default(), &normalisers, &DropoutPlan::off()).is_err());
+    let (_, parts) = student.loss(&no_hidden, &no_cosine, &DropoutPlan::off()).unwrap();
+    assert!(parts.get(Part::Cos) == 0.0 && parts.get(Part::Ce) > 0.0, "{parts:?}");
+    assert!(student.loss(&no_hidden, &objective(&normalisers), &DropoutPlan::off()).is_err());
 }
 
 #[test]

@@ -12,7 +12,8 @@ fn config(cache: &Path, out: &Path, extra: &[&str]) -> Config {
 fn gradients(config: &Config, step: &Step) -> (LossParts, Vec<(String, Vec<f32>)>) {
     let student = crate::initial_student(config).unwrap();
     let dropout = student.dropout_plan(config.seed, 0);
-    let passes = accumulate_gradients(&student, step, config.temperature, &config.weights, &dropout).unwrap();
+    let objective = StepObjective::new(&config.objective, (0, 1), f64::from(config.temperature), step.normalisers());
+    let passes = accumulate_gradients(&student, step, &objective, &dropout).unwrap();
     let gradient = |values: &mut [f32]| values.to_vec();
     let all = student.parameters().iter().map(|each| (each.name().to_owned(), each.with_gradient(gradient).unwrap()));
     (passes.parts, all.collect())
@@ -25,14 +26,14 @@ fn splitting_a_step_does_not_change_it() {
     let first = |batch_tokens: &str, accumulate: &str| {
         let extra = ["--batch-tokens", batch_tokens, "--accumulate", accumulate, "--dropout", "0.2"];
         let config = config(&cache, Path::new("out"), &extra);
-        let step = epoch_steps(&config, 0).unwrap().next().unwrap().unwrap();
+        let step = steps::epoch_steps(&config, 0).unwrap().next().unwrap().unwrap();
         (step.micro_batches.len(), gradients(&config, &step))
     };
     let (one, (whole, whole_gradients)) = first("512", "1");
     let (eight, (split, split_gradients)) = first("64", "8");
     assert_eq!((one, eight), (1, 8));
     let near = |a: f64, b: f64| (a - b).abs() <= 1e-5 * a.abs();
-    assert!(near(whole.ce, split.ce) && near(whole.mlm, split.mlm) && near(whole.cos, split.cos), "{whole:?} and {split:?}");
+    assert!(whole.values.iter().zip(split.values).all(|(whole, split)| near(*whole, split)), "{whole:?} and {split:?}");
     for ((name, whole), (_, split)) in whole_gradients.iter().zip(&split_gradients) {
         let largest = whole.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
         let worst = whole.iter().zip(split).fold(0.0f32, |worst, (a, b)| worst.max((a - b).abs()));
@@ -50,7 +51,7 @@ fn the_plan_counts_the_steps_that_the_stream_gives() {
         let config = config(&cache, Path::new("out"), extra);
         let plan = plan(&config).unwrap();
         for epoch in 0..3 {
-            let steps: Vec<Step> = epoch_steps(&config, epoch).unwrap().map(|step| step.unwrap()).collect();
+            let steps: Vec<Step> = steps::epoch_steps(&config, epoch).unwrap().map(|step| step.unwrap()).collect();
             assert_eq!(steps.len() as u64, plan.steps_per_epoch, "{extra:?}");
             assert_eq!(steps.iter().map(Step::sequences).sum::<usize>() as u64, plan.rows);
             assert_eq!(steps.iter().map(|step| step.normalisers().tokens).sum::<usize>() as u64, plan.tokens);
@@ -85,14 +86,14 @@ fn a_student_learns_is_reused_and_is_not_written_over() {
     assert!(out.join("model.safetensors").is_file() && out.join("tokenizer.json").is_file() && out.join("curves.svg").is_file());
     let again = crate::run(&config, &StopSignal::default()).unwrap();
     assert!(again.contains("already holds the finished student") && again.contains(&table), "{again}");
-    let other = super::tests::config(&cache, &out, &["--steps", "3"]);
+    let other = super::tests::config(&cache, &out, &[&["--steps", "3"], &extra[2..]].concat());
     let error = crate::run(&other, &StopSignal::default()).unwrap_err();
     assert_eq!(error.exit_code(), 2);
-    assert!(error.to_string().contains("--steps was 150, now 3"), "{error}");
+    assert!(error.to_string().contains("--steps: expected at least the 150 steps") && error.to_string().contains("3 steps"), "{error}");
 }
 
 #[test]
-fn a_signal_ends_the_run_with_the_student_so_far() {
+fn a_signal_ends_the_run_with_a_checkpoint() {
     let directory = tempfile::tempdir().unwrap();
     let cache = SmallCache::default().write(directory.path(), "cache");
     let out = directory.path().join("student");
@@ -102,9 +103,9 @@ fn a_signal_ends_the_run_with_the_student_so_far() {
     let error = crate::run(&config, &stop).unwrap_err();
     assert_eq!(error.exit_code(), 130);
     assert!(error.to_string().contains("after step 0 of 2"), "{error}");
-    assert!(out.join("model.safetensors").is_file());
+    assert!(out.join("checkpoints/step-00000000/model.safetensors").is_file());
     let table = crate::run(&config, &StopSignal::default()).unwrap();
-    assert!(table.contains("nothing was held out"), "trained from the start, without evaluation: {table}");
+    assert!(table.contains("nothing was held out"), "gone on, without evaluation: {table}");
 }
 
 #[test]
@@ -144,4 +145,48 @@ fn a_step_too_short_for_the_caches_sequences_is_refused_before_the_first() {
     assert_eq!(error.exit_code(), 2);
     assert!(error.to_string().contains("at least 300 tokens") && error.to_string().contains("found 256"), "{error}");
     assert!(plan("3").is_ok());
+}
+
+#[test]
+fn a_step_that_is_not_finite_is_skipped_as_often_as_allowed_and_then_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = SmallCache::default().write(directory.path(), "cache");
+    let config = config(&cache, &directory.path().join("out"), &["--steps", "5", "--eval-fraction", "0", "--skip-nonfinite", "1"]);
+    let (student, plan) = (crate::initial_student(&config).unwrap(), plan(&config).unwrap());
+    std::fs::create_dir_all(&config.out).unwrap();
+    let (mut log, checkpoints, progress) = (MetricsLog::create(&config.out).unwrap(), Checkpoints::new(&config), Progress::new(true));
+    let start = Start { state: RunState::default(), moments: crate::optim::Moments::zeros(student.parameters()) };
+    let mut run = Run::new(&config, &student, &plan, start, (&mut log, &checkpoints), &progress).unwrap();
+    let steps: Vec<Step> = steps::epoch_steps(&config, 0).unwrap().map(|step| step.unwrap()).collect();
+    let values = || student.parameters().iter().map(|each| each.with_value(|values: &[f32]| values.to_vec()).unwrap()).collect::<Vec<_>>();
+    let poison = || student.parameters()[3].with_gradient(|gradient: &mut [f32]| gradient[0] = f32::NAN).unwrap();
+    run.step(&steps[0], 0.0).unwrap();
+    let before = values();
+    poison();
+    run.step(&steps[1], 0.0).unwrap();
+    assert_eq!((run.state.step, run.state.skipped_steps, run.state.sums.steps, run.optimiser.moments().step), (2, 1, 1, 1));
+    assert_eq!(values(), before, "nothing is updated");
+    run.step(&steps[2], 0.0).unwrap();
+    assert!(values() != before, "the gradient was cleared");
+    run.save().unwrap();
+    poison();
+    let error = run.step(&steps[3], 0.0).unwrap_err().to_string();
+    let first = format!("{} sequences: {} (pass 0)", steps[3].sequences(), steps[3].micro_batches[0].sequence_ids[0]);
+    for part in ["step 4: expected a finite loss and gradient", "ce_nats", "gradient norm NaN", &first, "--skip-nonfinite", "step-00000003"]
+    {
+        assert!(error.contains(part), "no {part} in {error}");
+    }
+    let stored = checkpoints.newest().unwrap().unwrap();
+    assert_eq!((stored.state().run.skipped_steps, stored.state().optimizer_steps), (1, 2), "a run that goes on counts on");
+}
+
+#[test]
+fn a_run_that_diverges_stops_with_its_last_checkpoint() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = SmallCache::default().write(directory.path(), "cache");
+    let out = directory.path().join("out");
+    let extra = ["--steps", "9", "--eval-fraction", "0", "--checkpoint-every", "1", "--learning-rate", "1e30", "--warmup", "0"];
+    let error = crate::run(&config(&cache, &out, &extra), &StopSignal::default()).unwrap_err().to_string();
+    assert!(error.contains("a finite loss and gradient") && error.contains("checkpoints/step-0000"), "{error}");
+    assert!(!out.join("model.safetensors").exists());
 }

@@ -1,4 +1,15 @@
 //! How well a student stands in for its teacher, measured on masked positions it was never trained on.
+//!
+//! [`Tally`] is what training measures as it goes, [`FullTally`] what it measures at its end and `train evaluate` on any cache; [`pass`] is the
+//! way both take through the data.
+
+pub mod calibration;
+pub mod classes;
+pub mod disagreements;
+mod full;
+pub mod pass;
+
+pub use full::{FullEvaluation, FullTally};
 
 use crate::batcher::Batch;
 use logitcache::error::{Error, Result};

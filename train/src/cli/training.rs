@@ -1,37 +1,52 @@
-//! The command line: what was typed, one struct per subject. [`crate::config::Config::check`] says what it means.
+//! The flags of a training, one struct per subject.
 
 use clap::{Args, Parser};
+use serde::Serialize;
 use std::path::PathBuf;
 
 /// Distil a student from a cache of a teacher's answers.
-#[derive(Clone, Debug, Parser)]
+#[derive(Clone, Debug, Parser, Serialize)]
 #[command(name = "train", version, max_term_width = 100)]
 pub struct Arguments {
+    /// A TOML file of these flags, by their long names without dashes; flags that are typed win. Paths in it are relative to the working
+    /// directory. OUT/run.toml of an earlier run is such a file
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// What is read.
     #[command(flatten)]
+    #[serde(flatten)]
     pub data: DataArguments,
     /// What is trained.
     #[command(flatten)]
+    #[serde(flatten)]
     pub student: StudentArguments,
     /// What it is taught.
     #[command(flatten)]
+    #[serde(flatten)]
     pub objective: ObjectiveArguments,
     /// How long and how fast.
     #[command(flatten)]
+    #[serde(flatten)]
     pub optimisation: OptimisationArguments,
+    /// Stopping and going on.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub checkpoints: CheckpointArguments,
     /// Where it runs and what it says.
     #[command(flatten)]
+    #[serde(flatten)]
     pub machine: MachineArguments,
 }
 
 /// What is read and where the student goes.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, Args, Serialize)]
+#[serde(rename_all = "kebab-case")]
 #[command(next_help_heading = "Data")]
 pub struct DataArguments {
     /// The cache directory that precompute wrote
     #[arg(long, value_name = "DIR")]
     pub cache: PathBuf,
-    /// The student's directory, new or empty; one that holds the finished student of the same settings is reused
+    /// The student's directory, new or empty; a run of the same settings is continued, a finished one reused
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// A second cache of the same teacher, to measure the student on
@@ -43,7 +58,8 @@ pub struct DataArguments {
 }
 
 /// The student's shape and first weights.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, Args, Serialize)]
+#[serde(rename_all = "kebab-case")]
 #[command(next_help_heading = "Student")]
 pub struct StudentArguments {
     /// Whose names and wiring the student has: distilbert, bert, roberta or albert
@@ -67,7 +83,7 @@ pub struct StudentArguments {
     /// What the feed-forward blocks and the head apply: gelu, gelu_new, relu or silu [default: the teacher's]
     #[arg(long, value_name = "NAME")]
     pub activation: Option<String>,
-    /// The teacher's model.safetensors, to copy first weights from; without it they are random
+    /// The teacher's model.safetensors or model.onnx, or its directory, to copy first weights from; without it they are random
     #[arg(long, value_name = "FILE")]
     pub init_from: Option<PathBuf>,
     /// The teacher's layers to copy, one per student layer [default: 0,2,4,7,9,11 for 6 of 12, else evenly spaced]
@@ -83,19 +99,26 @@ pub struct StudentArguments {
 }
 
 /// The loss.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, Args, Serialize)]
+#[serde(rename_all = "kebab-case")]
 #[command(next_help_heading = "Objective")]
 pub struct ObjectiveArguments {
     /// Temperature of the soft targets, one that the cache holds [default: the cache's first]
     #[arg(long, value_name = "T")]
     pub temperature: Option<f32>,
-    /// Weights of the parts: ce (soft targets), mlm (masked tokens), cos (direction of the last hidden state)
-    #[arg(long, value_name = "WEIGHTS", default_value = "ce=5,mlm=2,cos=1")]
+    /// What the student is taught: a comma list of NAME=WEIGHT[:OPTION=VALUE]..., of ce (soft targets), reverse-kl, jsd (option beta, 0.5),
+    /// tvd, logit-mse, mlm (masked tokens), cos (direction of the hidden states) and hidden-mse. Options: tail=ghost, zero,
+    /// renormalised-teacher, renormalised-both or uniform (ids that are not stored); schedule=constant, linear or wsd, with end, warmup, decay
+    #[arg(long, value_name = "PARTS", default_value = "ce=5,mlm=2,cos=1")]
     pub loss: String,
+    /// Stored ids to use per position, the most probable ones: as if the cache had been written with this --top-k [default: all]
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<usize>,
 }
 
 /// The optimiser and its schedule.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, Args, Serialize)]
+#[serde(rename_all = "kebab-case")]
 #[command(next_help_heading = "Optimisation")]
 pub struct OptimisationArguments {
     /// Times that every row of the cache is trained on; each pass of the corpus counts as rows of its own [default: 3]
@@ -127,8 +150,30 @@ pub struct OptimisationArguments {
     pub seed: u64,
 }
 
+/// Checkpoints and steps that fail.
+#[derive(Clone, Debug, Args, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[command(next_help_heading = "Stopping and going on")]
+pub struct CheckpointArguments {
+    /// Steps between two checkpoints [default: once an epoch]; there is always one at the end and on Ctrl-C or SIGTERM. The same command goes
+    /// on from the newest. May change when it does: --steps and --epochs (learning rate and loss weights then follow the new length), --threads (the last
+    /// bits may differ), --log-every, --eval-every, --skip-nonfinite, --quiet, --keep and this one
+    #[arg(long, value_name = "STEPS")]
+    pub checkpoint_every: Option<u64>,
+    /// Checkpoints that stay: so many last ones, and the best of those made at an evaluation (the least divergence from the teacher)
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub keep: u64,
+    /// Go on from a checkpoint in --out, and refuse to start where there is none
+    #[arg(long)]
+    pub resume: bool,
+    /// Steps with a loss or gradient that is not finite to pass over, without an update, before the run stops
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub skip_nonfinite: u64,
+}
+
 /// Where it runs and what it says.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, Args, Serialize)]
+#[serde(rename_all = "kebab-case")]
 #[command(next_help_heading = "Machine and output")]
 pub struct MachineArguments {
     /// Threads that compute [default: one per processor]

@@ -1,5 +1,6 @@
 //! The training curves as one self-contained SVG file that a person opens in a browser, readable on a light and on a dark page.
 
+use crate::loss::{Objective, Part};
 use crate::metrics::{EvaluationMetrics, Line, StepMetrics};
 use logitcache::error::{Error, Result};
 use plotters::coord::Shift;
@@ -29,6 +30,10 @@ const BLUE: Colour = colour((31, 111, 178), (108, 182, 255));
 const ORANGE: Colour = colour((194, 87, 12), (255, 166, 87));
 const GREEN: Colour = colour((46, 125, 50), (126, 231, 135));
 const PURPLE: Colour = colour((123, 63, 160), (210, 168, 255));
+const RED: Colour = colour((190, 40, 50), (255, 123, 114));
+const TEAL: Colour = colour((0, 121, 128), (86, 211, 214));
+const PINK: Colour = colour((176, 42, 120), (247, 143, 201));
+const BROWN: Colour = colour((120, 84, 50), (214, 176, 140));
 const GREY: Colour = colour((110, 118, 128), (150, 160, 170));
 
 /// A line of a panel: `points` are (step, value).
@@ -44,17 +49,32 @@ struct Panel {
     series: Vec<Series>,
 }
 
-/// Draws a run. `heading` stands on top; `weights` are those of the loss parts (ce, mlm, cos), which are drawn as they enter the total.
+/// Draws a run of `steps` steps. `heading` stands on top; the parts of `objective` are drawn as they enter the total.
 ///
 /// # Errors
 /// [`Error::Invalid`] where the drawing fails.
-pub fn draw(heading: &str, lines: &[Line], weights: [f64; 3]) -> Result<String> {
+pub fn draw(heading: &str, lines: &[Line], objective: &Objective, steps: u64) -> Result<String> {
     let mut text = String::new();
-    draw_panels(&mut text, heading, &panels(lines, weights)).map_err(|error| Error::invalid("curves", "a drawing", error.to_string()))?;
+    draw_panels(&mut text, heading, &panels(lines, objective, steps))
+        .map_err(|error| Error::invalid("curves", "a drawing", error.to_string()))?;
     Ok(for_both_pages(&text))
 }
 
-fn panels(lines: &[Line], [ce, mlm, cos]: [f64; 3]) -> Vec<Panel> {
+/// The name and colour of a part.
+fn look(part: Part) -> (&'static str, &'static Colour) {
+    match part {
+        Part::Ce => ("soft targets", &ORANGE),
+        Part::ReverseKl => ("reverse KL", &RED),
+        Part::Jsd => ("Jensen-Shannon", &TEAL),
+        Part::Tvd => ("total variation", &PINK),
+        Part::LogitMse => ("logits", &BROWN),
+        Part::Mlm => ("masked tokens", &GREEN),
+        Part::Cos => ("cosine", &PURPLE),
+        Part::HiddenMse => ("hidden states", &GREY),
+    }
+}
+
+fn panels(lines: &[Line], objective: &Objective, steps: u64) -> Vec<Panel> {
     let step = |name, colour, value: &dyn Fn(&StepMetrics) -> f64| {
         let point = |line: &Line| if let Line::Step(step) = line { Some((step.step as f64, value(step))) } else { None };
         Series { name, colour, points: lines.iter().filter_map(point).collect(), dots: false }
@@ -63,15 +83,13 @@ fn panels(lines: &[Line], [ce, mlm, cos]: [f64; 3]) -> Vec<Panel> {
         let point = |line: &Line| if let Line::Evaluation(found) = line { Some((found.step as f64, value(found))) } else { None };
         Series { name, colour, points: lines.iter().filter_map(point).collect(), dots: true }
     };
-    let part = |name, colour, weight: f64, value: &dyn Fn(&StepMetrics) -> f64| {
-        (weight != 0.0).then(|| step(name, colour, &|line| weight * value(line)))
+    // Not a number where a part was not computed, which is not drawn.
+    let part = |part: Part| {
+        let (name, colour) = look(part);
+        let weight = |line: &StepMetrics| objective.weights_at(line.step.saturating_sub(1), steps).get(part);
+        step(name, colour, &|line| weight(line) * line.parts.get(part).unwrap_or(f64::NAN))
     };
-    let parts = [
-        Some(step("total", &BLUE, &|line| line.loss)),
-        part("soft targets", &ORANGE, ce, &|line| line.ce_nats),
-        part("masked tokens", &GREEN, mlm, &|line| line.mlm_nats),
-        part("cosine", &PURPLE, cos, &|line| line.cos_distance),
-    ];
+    let parts = std::iter::once(step("total", &BLUE, &|line| line.loss)).chain(objective.parts().map(part)).collect();
     let agreement = vec![
         evaluation("with teacher", &BLUE, &|found| found.evaluation.student_teacher_top1),
         evaluation("gold, student", &ORANGE, &|found| found.evaluation.student_gold_top1),
@@ -79,7 +97,7 @@ fn panels(lines: &[Line], [ce, mlm, cos]: [f64; 3]) -> Vec<Panel> {
     ];
     let alone = |title, series| Panel { title, series: vec![series] };
     vec![
-        Panel { title: "Loss and its weighted parts", series: parts.into_iter().flatten().collect() },
+        Panel { title: "Loss and its weighted parts", series: parts },
         Panel { title: "Top-1 agreement on held-out masked positions", series: agreement },
         alone("Divergence from the teacher there, nats", evaluation("", &BLUE, &|found| found.evaluation.kl_nats)),
         alone("Gradient norm before clipping", step("", &BLUE, &|line| line.gradient_norm)),
@@ -177,7 +195,7 @@ fn tick(value: f64) -> String {
 fn for_both_pages(svg: &str) -> String {
     let hex = |colour: &RGBColor| format!("#{:02X}{:02X}{:02X}", colour.0, colour.1, colour.2);
     let mut rules = String::new();
-    for Colour { light, dark } in [PAGE, TEXT, GRID, BLUE, ORANGE, GREEN, PURPLE, GREY] {
+    for Colour { light, dark } in [PAGE, TEXT, GRID, BLUE, ORANGE, GREEN, PURPLE, RED, TEAL, PINK, BROWN, GREY] {
         let (light, dark) = (hex(&light), hex(&dark));
         rules.push_str(&format!("[fill=\"{light}\"]{{fill:{dark}}}[stroke=\"{light}\"]{{stroke:{dark}}}"));
     }
@@ -192,6 +210,7 @@ fn for_both_pages(svg: &str) -> String {
 mod tests {
     use super::*;
     use crate::evaluate::Evaluation;
+    use crate::loss::PartValues;
 
     fn lines() -> Vec<Line> {
         let mut lines = Vec::new();
@@ -203,7 +222,8 @@ mod tests {
                 let (gradient_norm, tokens_per_second) = (8.0 * (-x).exp(), 1900.0 + 100.0 * (9.0 * x).sin());
                 let learning_rate = 5e-4 * (1.0 - x);
                 let elapsed_seconds = step as f64;
-                let of = StepMetrics { step, ce_nats, mlm_nats, cos_distance, loss, gradient_norm, ..StepMetrics::default() };
+                let parts = PartValues::of(&[(Part::Ce, ce_nats), (Part::Mlm, mlm_nats), (Part::Cos, cos_distance)]);
+                let of = StepMetrics { step, parts, loss, gradient_norm, ..StepMetrics::default() };
                 lines.push(Line::Step(StepMetrics { tokens_per_second, learning_rate, elapsed_seconds, ..of }));
             }
             if step % 100 == 0 {
@@ -218,8 +238,8 @@ mod tests {
 
     #[test]
     fn every_panel_is_drawn_and_nothing_is_fetched() {
-        let svg = draw("A student of 6 layers", &lines(), [5.0, 2.0, 1.0]).unwrap();
-        for panel in panels(&lines(), [5.0, 2.0, 1.0]) {
+        let svg = draw("A student of 6 layers", &lines(), &Objective::default(), 300).unwrap();
+        for panel in panels(&lines(), &Objective::default(), 300) {
             assert!(svg.contains(panel.title), "no panel {}", panel.title);
         }
         assert!(svg.contains("prefers-color-scheme:dark"));
@@ -228,15 +248,15 @@ mod tests {
 
     #[test]
     fn a_part_without_weight_is_not_drawn() {
-        let svg = draw("", &lines(), [5.0, 2.0, 0.0]).unwrap();
+        let svg = draw("", &lines(), &"ce=5,mlm=2".parse().unwrap(), 300).unwrap();
         assert!(svg.contains("soft targets") && !svg.contains("cosine"));
     }
 
     #[test]
     fn little_or_broken_data_is_drawn_as_far_as_it_goes() {
-        assert!(draw("none", &[], [1.0; 3]).unwrap().contains("nothing measured"));
+        assert!(draw("none", &[], &Objective::default(), 1).unwrap().contains("nothing measured"));
         let broken = [Line::Step(StepMetrics { step: 1, loss: f64::NAN, ..StepMetrics::default() })];
-        assert!(draw("one", &broken, [1.0; 3]).is_ok());
+        assert!(draw("one", &broken, &Objective::default(), 1).is_ok());
     }
 
     #[test]

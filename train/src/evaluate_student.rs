@@ -1,0 +1,111 @@
+//! `train evaluate`: any student's directory, a checkpoint's too, measured against the teacher's answers in a cache.
+
+use crate::cli::EvaluateArguments;
+use crate::config::TEACHER_FOLDER;
+use crate::evaluate::pass::for_each_batch;
+use crate::evaluate::{FullEvaluation, FullTally};
+use crate::export;
+use crate::stream::Selection;
+use crate::student::Student;
+use logitcache::atomic_file::write_bytes_atomically;
+use logitcache::cache::reader::Cache;
+use logitcache::error::{Error, Result};
+use std::path::Path;
+
+/// The file's name within the student's directory, where a training run leaves its last evaluation.
+pub const EVALUATION_FILE: &str = "evaluation.json";
+
+const TOKENIZER_FILE: &str = "tokenizer.json";
+
+/// Measures, writes the figures where asked to, and returns the JSON and the table for a person.
+///
+/// # Errors
+/// [`Error::Usage`] or [`Error::Data`] for a student and a cache that do not belong together, or a cache without masked positions.
+pub fn run(arguments: &EvaluateArguments) -> Result<String> {
+    let threads = arguments.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    if threads == 0 {
+        return Err(Error::usage("--threads", "at least 1", "0", "leave it out for one per processor"));
+    }
+    let cache = Cache::open(&arguments.cache)?;
+    let student = export::load(&arguments.student)?;
+    check_vocabulary(&arguments.student, &student, &cache)?;
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    let pool = pool.map_err(|error| Error::invalid("--threads", "threads that the system gives", error.to_string()))?;
+    let mut tally = FullTally::new(cache.spec().vocabulary_size());
+    pool.install(|| for_each_batch(&cache, Selection::All, &student, |batch, logits| tally.add(batch, logits)))?;
+    let Some(found) = tally.finish(&cache.vocabulary()?) else {
+        let remedy = "name a cache that precompute made with masking";
+        return Err(Error::data(&arguments.cache, "labels", "masked positions", "none in any row", remedy));
+    };
+    if let Some(path) = &arguments.out {
+        write(&found, path)?;
+    }
+    Ok(format!("{}\n{}", json(&found, &arguments.student)?, table(&found)))
+}
+
+/// Publishes the figures at `path`.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn write(found: &FullEvaluation, path: &Path) -> Result<()> {
+    write_bytes_atomically(path, json(found, path)?.as_bytes())
+}
+
+fn json(found: &FullEvaluation, path: &Path) -> Result<String> {
+    let text = serde_json::to_string_pretty(found).map_err(Error::library("write", path))?;
+    Ok(text + "\n")
+}
+
+/// Ids mean the same to both only where the tokenizers are the same.
+fn check_vocabulary(directory: &Path, student: &Student, cache: &Cache) -> Result<()> {
+    let remedy = "name a cache of the teacher that this student was distilled from";
+    let (asked, found) = (student.config().vocab_size, cache.spec().vocabulary_size());
+    if asked != found {
+        return Err(Error::usage("--cache", format!("the student's vocabulary of {asked} ids"), format!("{found} ids"), remedy));
+    }
+    let read = |path: &Path| std::fs::read(path).map_err(Error::io("read", path));
+    let (own, others) = (directory.join(TOKENIZER_FILE), cache.directory().join(TEACHER_FOLDER).join(TOKENIZER_FILE));
+    if read(&own)? != read(&others)? {
+        let expected = format!("a cache with the tokenizer of {}", own.display());
+        return Err(Error::usage("--cache", expected, format!("another in {}", others.display()), remedy));
+    }
+    Ok(())
+}
+
+/// The figures for a person.
+pub fn table(found: &FullEvaluation) -> String {
+    let quick = &found.evaluation;
+    let share = |value: f64| format!("{value:.4}");
+    let maybe = |value: Option<f64>| value.map_or("unknown".to_owned(), share);
+    let there = format!("on the {} positions whose original token is stored", found.teacher_gold_positions);
+    let rows = [
+        ("masked positions", quick.masked_positions.to_string(), format!("in {} sequences", quick.sequences)),
+        ("student-teacher top-1 agreement", share(quick.student_teacher_top1), String::new()),
+        ("teacher's best in student's 5", share(found.teacher_top1_in_student_top5), String::new()),
+        ("student's best in teacher's 5", share(found.student_top1_in_teacher_top5), String::new()),
+        ("overlap of the 5 best", share(found.top5_overlap), String::new()),
+        ("KL at temperature 1, nats", share(quick.kl_nats), String::new()),
+        ("gold top-1, teacher", share(quick.teacher_gold_top1), String::new()),
+        ("gold top-1, student", share(quick.student_gold_top1), String::new()),
+        ("perplexity, student", share(found.student_perplexity), String::new()),
+        ("perplexity, teacher", maybe(found.teacher_perplexity), there),
+        ("perplexity, student, there", maybe(found.student_perplexity_there), String::new()),
+        ("calibration error, teacher", share(found.teacher_calibration.ece), "ECE, 15 bins of equal width".to_owned()),
+        ("calibration error, student", share(found.student_calibration.ece), String::new()),
+        ("classes", found.classes.total.to_string(), format!("{} listed below", found.classes.listed)),
+    ];
+    let mut text = String::new();
+    for (name, value, remark) in rows {
+        text.push_str(format!("{name:<33}{value:>14}   {remark}").trim_end());
+        text.push('\n');
+    }
+    text.push_str("\ntoken           support   student: precision  recall      F1   teacher: precision  recall      F1\n");
+    for class in &found.classes.rows {
+        let score = |of: &crate::evaluate::classes::ClassScore| {
+            let precision = of.precision.map_or("-".to_owned(), |value| format!("{value:.3}"));
+            format!("{precision:>19} {:>7.3} {:>7.3}", of.recall, of.f1)
+        };
+        text.push_str(&format!("{:<14} {:>8}  {}  {}\n", class.token, class.support, score(&class.student), score(&class.teacher)));
+    }
+    text
+}

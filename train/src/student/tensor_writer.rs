@@ -1,0 +1,67 @@
+//! Named float32 tensors written as a `.safetensors` file, one at a time: the counterpart of [`super::tensor_file`].
+
+use logitcache::atomic_file::write_atomically;
+use logitcache::error::{Error, Result};
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::Path;
+
+/// A tensor's name and shape.
+pub type Named = (String, Vec<usize>);
+
+/// Publishes a file at `path`: header (its length in 8 bytes, JSON, padded to a multiple of 8), then the values in the order of `tensors`,
+/// little-endian. `values(i)` gives those of tensor i, row-major, as many as its shape has.
+///
+/// # Errors
+/// Whatever `values` returns, values of another number than the shape's, a refusal of the file system; an existing file is then as it was.
+pub fn write_tensors(path: &Path, tensors: &[Named], mut values: impl FnMut(usize) -> Result<Vec<f32>>) -> Result<()> {
+    let elements = |shape: &[usize]| shape.iter().product::<usize>();
+    let mut end = 0;
+    let infos = tensors.iter().map(|(name, shape)| {
+        let start = end;
+        end += elements(shape) * size_of::<f32>();
+        (name.clone(), TensorInfo { dtype: Dtype::F32, shape: shape.clone(), data_offsets: (start, end) })
+    });
+    // Without this entry `transformers` refuses the file.
+    let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let metadata = Metadata::new(Some(format), infos.collect()).map_err(Error::library("describe the tensors of", path))?;
+    let mut header = serde_json::to_vec(&metadata).map_err(Error::library("describe the tensors of", path))?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    write_atomically(path, |file| {
+        let mut write = |bytes: &[u8]| file.write_all(bytes).map_err(Error::io("write", path));
+        write(&(header.len() as u64).to_le_bytes())?;
+        write(&header)?;
+        for (i, (name, shape)) in tensors.iter().enumerate() {
+            let values = values(i)?;
+            if values.len() != elements(shape) {
+                return Err(Error::invalid(name, format!("{} values", elements(shape)), values.len().to_string()));
+            }
+            let mut bytes = Vec::with_capacity(size_of_val(values.as_slice()));
+            values.iter().for_each(|value| bytes.extend_from_slice(&value.to_le_bytes()));
+            write(&bytes)?;
+        }
+        Ok(())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::student::tensor_file::TensorFile;
+
+    #[test]
+    fn what_is_written_reads_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("some.safetensors");
+        let tensors = [("b".to_owned(), vec![2, 2]), ("a".to_owned(), vec![3])];
+        let stored = [vec![1.0f32, -0.5, f32::MIN_POSITIVE, 3e38], vec![0.1, 0.2, 0.3]];
+        write_tensors(&path, &tensors, |i| Ok(stored[i].clone())).unwrap();
+        let mut file = TensorFile::open(&path).unwrap();
+        for ((name, shape), stored) in tensors.iter().zip(&stored) {
+            assert_eq!(&file.read(name, shape).unwrap(), stored);
+        }
+        let error = write_tensors(&path, &tensors, |_| Ok(vec![0.0])).unwrap_err().to_string();
+        assert!(error.contains("b: expected 4 values, found 1"), "{error}");
+    }
+}
