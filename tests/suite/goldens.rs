@@ -157,7 +157,7 @@ impl Reference {
             log_probabilities: single("log_probabilities"),
             max_logit: vec![],
             labels: self.golden.integers(&name("labels")).into_iter().map(|label| label as i32).collect(),
-            hidden: single("hidden"),
+            hidden: vec![single("hidden")],
         }
     }
 }

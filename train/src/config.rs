@@ -8,7 +8,7 @@ pub use resolved::RESOLVED_FILE;
 use crate::batcher::{Duration, Targets};
 use crate::cli::{Arguments, OptimisationArguments, StudentArguments};
 use crate::device;
-use crate::loss::{Objective, Part};
+use crate::loss::Objective;
 use crate::student::config::{Overrides, StudentConfig};
 use crate::student::init::TeacherTensors;
 use crate::student::tensor_source::weights_file;
@@ -118,7 +118,10 @@ impl Config {
         let temperature = taught.temperature.unwrap_or_else(|| cache.spec().logits_temperature());
         let targets = Targets::new(cache.spec(), temperature, false, taught.top_k)?;
         let student = student_config(shape, &cache)?;
-        let hidden_layers = if objective.has(Part::Cos) { vec![last_layer(&cache, &student)?] } else { Vec::new() };
+        let hidden_layers = match objective.parts().find(|part| part.is_of_hidden()) {
+            Some(part) => vec![last_layer(&cache, &student, part.name())?],
+            None => Vec::new(),
+        };
         let evaluation = evaluation_source(data.eval_cache.as_deref(), data.eval_fraction, &cache)?;
         let initialisation = initialisation(shape, &student)?;
         let duration = duration(optimisation)?;
@@ -317,26 +320,31 @@ fn name_the_flag(error: Error) -> Error {
     Error::usage(flag, expected.replace("hidden_size", "--hidden-size"), found, "change one of the student's flags")
 }
 
-/// The teacher's last layer, if the cosine part can be computed.
-fn last_layer(cache: &Cache, student: &StudentConfig) -> Result<u32> {
+/// The teacher's last layer, if `part`, which is of the hidden states, can be computed.
+fn last_layer(cache: &Cache, student: &StudentConfig, part: &str) -> Result<u32> {
     let (spec, last) = (cache.spec(), cache.manifest().teacher.layers);
     if last == 0 || !spec.hidden_layers().contains(&last) {
         let held = match spec.hidden_layers() {
             [] => "no hidden states".to_owned(),
             layers => format!("layers {layers:?} of {last}"),
         };
-        let remedy = "use --loss with cos=0, or make the cache anew with precompute --hidden-layers last";
+        let remedy = format!("use --loss with {part}=0, or make the cache anew with precompute --hidden-layers last");
         return Err(Error::usage(
             "--loss",
-            "a cache with the teacher's last hidden state, for cos",
+            format!("a cache with the teacher's last hidden state, for {part}"),
             format!("a cache with {held}"),
             remedy,
         ));
     }
     if spec.hidden_size() != student.hidden_size {
-        let found = format!("cos with --hidden-size {}", student.hidden_size);
-        let remedy = "use --loss with cos=0, or the teacher's width";
-        return Err(Error::usage("--loss", format!("a student as wide as the teacher's {}, for cos", spec.hidden_size()), found, remedy));
+        let found = format!("{part} with --hidden-size {}", student.hidden_size);
+        let remedy = format!("use --loss with {part}=0, or the teacher's width");
+        return Err(Error::usage(
+            "--loss",
+            format!("a student as wide as the teacher's {}, for {part}", spec.hidden_size()),
+            found,
+            remedy,
+        ));
     }
     Ok(last)
 }
