@@ -52,7 +52,7 @@ pub struct DataArguments {
     /// A second cache of the same teacher, to measure the student on
     #[arg(long, value_name = "DIR", conflicts_with = "eval_fraction")]
     pub eval_cache: Option<PathBuf>,
-    /// Without --eval-cache: the share of the sequences that is held out and measured on [default: 0.02]
+    /// Without --eval-cache: the share of the documents that is held out and measured on [default: 0.02]
     #[arg(long, value_name = "SHARE")]
     pub eval_fraction: Option<f64>,
 }
