@@ -124,8 +124,8 @@ fn initial_student(config: &Config) -> Result<Student> {
         Initialisation::Random => Student::new(shape.clone(), candle_core::DType::F32, &mut |parameter: &ParameterSpec| {
             Ok(at_random(shape, config.seed, parameter))
         }),
-        Initialisation::Teacher { path, layers } => {
-            let mut teacher = TeacherTensors::open(path, shape, Some(layers))?;
+        Initialisation::Teacher { path, first } => {
+            let mut teacher = TeacherTensors::open(path, shape, first)?;
             Student::new(shape.clone(), candle_core::DType::F32, &mut |parameter: &ParameterSpec| teacher.values(parameter))
         }
     }
