@@ -1,13 +1,16 @@
 //! Students as ONNX graphs: ONNX Runtime computes what the student does, an exported student is a teacher again, and a teacher's graph gives the
 //! weights that its safetensors file gives.
 
+use crate::fixtures::CACHES;
 use candle_core::DType;
-use e2e::{data, onnxruntime};
+use e2e::{Program, corpus_head, data, onnxruntime};
+use logitcache::cache::reader::{Cache, Projection};
 use logitcache::onnx::write::LARGEST_MODEL_BYTES;
 use precompute::teacher::{HiddenLayers, Teacher, TeacherBatch, locate, prepare, runtime};
 use std::collections::BTreeMap;
 use std::path::Path;
 use train::batcher::Batch;
+use train::export;
 use train::export_onnx::write_onnx;
 use train::kernels::Activation;
 use train::student::{Family, ParameterSpec, Student, StudentConfig};
@@ -106,7 +109,11 @@ fn agrees(what: &str, student: &Student, model: &Path) {
     // A batch of one sequence of one token.
     let single = TeacherBatch { rows: 1, length: 1, input_ids: vec![2], attention_mask: vec![1], token_type_ids: vec![0] };
     let expected = &logits[0];
-    teacher.run(&single, |answer| Ok(check(format!("{what}, one token"), answer.logits(0, 0), expected))).expect("the runtime answers");
+    let answered = teacher.run(&single, |answer| {
+        check(format!("{what}, one token"), answer.logits(0, 0), expected);
+        Ok(())
+    });
+    answered.expect("the runtime answers");
 }
 
 #[test]
@@ -134,4 +141,79 @@ fn weights_beside_the_model_are_found_by_the_runtime() {
     write_onnx(&student, &path, 20_000).expect("an export");
     assert!(folder.path().join("model.onnx_data").is_file());
     agrees("beside", &student, &path);
+}
+
+/// A DistilBERT of the demo's teacher, trained for two steps.
+fn train(cache: &Path, out: &Path, init_from: &Path) -> Program {
+    let program = Program::train().arg("--cache").arg(cache).arg("--out").arg(out).arg("--init-from").arg(init_from);
+    program.args("--steps 2 --batch-tokens 512 --dropout 0 --threads 2 --quiet")
+}
+
+#[test]
+fn a_teachers_graph_gives_the_weights_that_its_safetensors_file_gives() {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let bare = folder.path().join("bare");
+    std::fs::create_dir(&bare).expect("a temporary directory can be written");
+    std::fs::copy(data("teacher/model.onnx"), bare.join("model.onnx")).expect("a copy");
+    let students = [("a", data("teacher/model.safetensors")), ("b", data("teacher/model.onnx")), ("c", bare)].map(|(name, source)| {
+        let out = folder.path().join(name);
+        train(&CACHES.train(), &out, &source).run().success();
+        std::fs::read(out.join("model.safetensors")).expect("a student has weights")
+    });
+    assert!(students[0] == students[1], "the weights of model.onnx are not those of model.safetensors");
+    assert!(students[0] == students[2], "a directory with only model.onnx gives other weights");
+}
+
+#[test]
+fn a_student_is_the_next_teacher() {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let [student, export_to, cache, grandchild] = ["student", "export", "cache", "grandchild"].map(|name| folder.path().join(name));
+    train(&CACHES.train(), &student, &data("teacher/model.safetensors")).run().success();
+    let exported = Program::train().arg("export").arg("--student").arg(&student).arg("--onnx").arg("--out").arg(&export_to);
+    exported.run().success().says("model.onnx");
+    for name in ["model.onnx", "config.json", "tokenizer.json", "tokenizer_config.json"] {
+        assert!(export_to.join(name).is_file(), "the export lacks {name}");
+    }
+    let corpus = folder.path().join("corpus.txt");
+    corpus_head("train.txt", 60, &corpus);
+    let asked = Program::precompute().arg("--teacher").arg(&export_to).arg("--corpus").arg(&corpus).arg("--out").arg(&cache);
+    asked.args("--temperature 2 --hidden-layers last --threads 2 --quiet").run().success();
+    log_probabilities_are_the_students(&student, &cache);
+    train(&cache, &grandchild, &export_to).args("--layers 2 --eval-fraction 0.2").run().success();
+    assert!(grandchild.join("model.safetensors").is_file());
+}
+
+fn log_probabilities_are_the_students(student: &Path, cache: &Path) {
+    let student = export::load(student).expect("a trained student");
+    let cache = Cache::open(cache).expect("a cache");
+    let shard = cache.shard(0).expect("a shard");
+    let records: Vec<_> = shard.read(0, &Projection { hidden_layers: Vec::new() }).expect("its rows");
+    let (column, columns) = (cache.spec().temperature_index(2.0).expect("the temperature asked for"), cache.spec().temperatures().len());
+    let mut compared = 0;
+    for record in records.into_iter().take(20) {
+        let length = record.input_ids.len();
+        let batch = Batch {
+            offsets: vec![0, length],
+            sequence_ids: vec![record.sequence_id],
+            passes: vec![record.pass],
+            input_ids: record.input_ids.clone(),
+            asked: record.positions.iter().map(|position| u32::from(*position)).collect(),
+            ..Batch::default()
+        };
+        let logits = student.logits(&batch).and_then(|logits| logits.to_vec2::<f32>()).expect("a forward pass");
+        let k = record.top_ids.len() / logits.len().max(1);
+        for (row, logits) in logits.iter().enumerate() {
+            let tempered = |logit: f32| f64::from(logit) / 2.0;
+            let log_z = logits.iter().map(|logit| tempered(*logit).exp()).sum::<f64>().ln();
+            for entry in row * k..(row + 1) * k {
+                let expected = tempered(logits[record.top_ids[entry] as usize]) - log_z;
+                let found = f64::from(record.top_logits[entry]) - f64::from(record.log_z[row * columns + column]);
+                // The cache keeps logits relative to the largest with 11 significant bits.
+                let limit = 1e-3 + f64::from(record.top_logits[entry]).abs() / 1024.0;
+                assert!((found - expected).abs() < limit, "row {row}: {found}, the student's own {expected}");
+                compared += 1;
+            }
+        }
+    }
+    assert!(compared > 1000, "{compared} values");
 }
