@@ -18,7 +18,7 @@ use logitcache::fingerprint::Fingerprint;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// The share of the sequences held out where nothing is said.
+/// The share of the documents held out where nothing is said.
 pub const DEFAULT_EVAL_FRACTION: f64 = 0.02;
 
 /// Epochs where nothing is said.
@@ -32,7 +32,7 @@ pub const TEACHER_FOLDER: &str = "teacher";
 pub enum EvaluationSource {
     /// Nothing: the share held out is 0.
     Nothing,
-    /// A share of the training cache's sequences.
+    /// A share of the training cache's documents.
     HeldOut(f64),
     /// Another cache of the same teacher.
     Cache(Cache),
@@ -114,7 +114,7 @@ impl Config {
         at_least_one("--threads", threads as u64)?;
         let objective: Objective = taught.loss.parse()?;
         let cache = Cache::open(&data.cache)?;
-        check_tokenizer(&cache)?;
+        check_teacher_files(&cache)?;
         let temperature = taught.temperature.unwrap_or_else(|| cache.spec().logits_temperature());
         let targets = Targets::new(cache.spec(), temperature, false, taught.top_k)?;
         let student = student_config(shape, &cache)?;
@@ -172,7 +172,10 @@ impl Config {
         set("teacher", &self.cache.manifest().fingerprints.teacher);
         match &self.evaluation {
             EvaluationSource::Nothing => set("eval-fraction", &0.0),
-            EvaluationSource::HeldOut(share) => set("eval-fraction", &share),
+            EvaluationSource::HeldOut(share) => {
+                set("held-out-by", &"document");
+                set("eval-fraction", &share)
+            }
             EvaluationSource::Cache(cache) => set("eval-cache", &cache.manifest().fingerprints.run),
         };
         set("family", &student.family);
@@ -251,13 +254,15 @@ fn duration(optimisation: &OptimisationArguments) -> Result<Duration> {
     Ok(duration)
 }
 
-/// The student's directory gets the tokenizer that the cache holds: better missed now than after the training.
-fn check_tokenizer(cache: &Cache) -> Result<()> {
+/// The student's shape comes from the teacher's configuration, and its directory gets the tokenizer: better missed now than after the training.
+fn check_teacher_files(cache: &Cache) -> Result<()> {
     let folder = cache.directory().join(TEACHER_FOLDER);
-    if folder.join("tokenizer.json").is_file() {
-        return Ok(());
+    for (name, expected) in [("config.json", "the teacher's configuration"), ("tokenizer.json", "the teacher's tokenizer")] {
+        if !folder.join(name).is_file() {
+            return Err(Error::data(folder, name, expected, "no such file", "copy it there, or run precompute again"));
+        }
     }
-    Err(Error::data(folder, "tokenizer.json", "the teacher's tokenizer", "no such file", "copy it there, or run precompute again"))
+    Ok(())
 }
 
 /// The teacher's shape with what the user changed.

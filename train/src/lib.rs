@@ -114,6 +114,7 @@ fn train_and_write(
     let summary = summarise(config, &student, plan, &outcome);
     summary.write(&config.out)?;
     record.write(&config.out)?;
+    report_again::write(&config.out)?;
     Ok(summary.table())
 }
 

@@ -77,8 +77,8 @@ pub struct TeacherTensors {
 }
 
 impl TeacherTensors {
-    /// Opens the masked language model in `path`: a `.safetensors` or `.onnx` file, or a directory with one (safetensors
-    /// preferred).
+    /// Opens the masked language model in `path`: a `.safetensors` or `.onnx` file, or a directory with one
+    /// (safetensors preferred).
     ///
     /// # Errors
     /// A file that cannot be read, names of no family, layers that the file does not have or whose number is not the student's, a student
