@@ -8,6 +8,7 @@
 //! Gradients are with respect to the logits as the student gives them, before the division by T; no loss here is multiplied by T^2.
 
 mod divergences;
+pub mod hidden;
 
 pub use divergences::{Divergence, Tail, logit_squared_error, truncated_divergence};
 

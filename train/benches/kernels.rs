@@ -105,7 +105,7 @@ impl Shape {
             log_probabilities: (0..asked * self.k).map(|i| -0.1 * (i % self.k) as f32 - normaliser).collect(),
             max_logit: vec![10.0; asked],
             labels: (0..asked).map(|i| if i % 7 == 0 { stream.below(self.vocabulary) as i32 } else { -100 }).collect(),
-            hidden: (0..rows * self.width).map(|_| stream.normal() as f32).collect(),
+            hidden: vec![(0..rows * self.width).map(|_| stream.normal() as f32).collect()],
         }
     }
 
@@ -253,7 +253,7 @@ fn kernels(shape: &Shape, repetitions: usize) -> Result<()> {
     let objective = shape.objective();
     let head = || Ok(head_loss(&asked, &word, &targets, &objective)?.0);
     time("head and losses", repetitions, products(shape.asked_rows(), width, shape.vocabulary), head)?;
-    time("cosine", repetitions, 0.0, || Ok(cosine_loss(&x, &batch.hidden, 1.0, rows)?.0))
+    time("cosine", repetitions, 0.0, || Ok(cosine_loss(&x, &batch.hidden[0], 1.0, rows)?.0))
 }
 
 fn step(shape: &Shape, repetitions: usize) -> Result<()> {

@@ -37,8 +37,8 @@ pub struct Batch {
     pub max_logit: Vec<f32>,
     /// `[asked]`: the original id where the row was masked, else -100.
     pub labels: Vec<i32>,
-    /// `[token, hidden_size]`: the teacher's last hidden state; empty where no loss asks for it.
-    pub hidden: Vec<f32>,
+    /// The teacher's hidden states, `[token, hidden_size]` for each layer that was read, in that order; empty where no loss asks for any.
+    pub hidden: Vec<Vec<f32>>,
 }
 
 /// What a batch takes from a record, and at which temperature.
@@ -59,7 +59,8 @@ impl Targets {
     /// Targets at `temperature` for every asked position, or for the masked ones alone; of the stored ids the `top_k` most probable, or all.
     ///
     /// A cache that was written with this `top_k` would give the same numbers: ids are stored in descending order, and neither log Z nor the
-    /// rounding of a logit depends on how many are stored.
+    /// rounding of a logit depends on how many are stored. For the rows' order see
+    /// `logitcache::cache::writer::GROUP_TOP_K`.
     ///
     /// # Errors
     /// [`Error::Usage`] where the cache holds no log Z at that temperature, saying which it holds, or fewer ids.
@@ -114,7 +115,7 @@ impl Batch {
         self.labels.iter().filter(|label| **label != IGNORED_LABEL).count()
     }
 
-    /// Appends a validated record. The record's first hidden state, if any was read, becomes the batch's.
+    /// Appends a validated record. Its hidden states go to the batch's buffers of the same layers.
     pub fn push(&mut self, record: &Record, targets: &Targets) {
         let first = self.tokens() as u32;
         self.sequence_ids.push(record.sequence_id);
@@ -122,9 +123,8 @@ impl Batch {
         self.input_ids.extend(&record.input_ids);
         self.token_type_ids.extend(record.token_type_ids.iter().map(|kind| u32::from(*kind)));
         self.offsets.push(self.input_ids.len());
-        if let Some(states) = record.hidden_states.first() {
-            self.hidden.extend(states);
-        }
+        self.hidden.resize_with(record.hidden_states.len(), Vec::new);
+        self.hidden.iter_mut().zip(&record.hidden_states).for_each(|(layer, states)| layer.extend(states));
         for (index, position) in record.positions.iter().enumerate() {
             let label = record.labels[usize::from(*position)];
             if targets.masked_only && label == IGNORED_LABEL {

@@ -19,6 +19,7 @@
 //! | `gather_rows` | the rows that are asked |
 //! | `head_loss`, `head_row`, `head_objectives` | tied decoder and the losses over the vocabulary, in chunks: the default pair, any others |
 //! | `cosine` | 1 - cos against the teacher's hidden states |
+//! | `hidden_mse` | mean squared difference from the teacher's hidden states |
 //! | `matrix`, `storage`, `precomputed` | strided GEMM; buffers; scalars that bring their gradient along |
 //!
 //! Rules that hold for all of them:
@@ -42,6 +43,7 @@ pub mod gather_rows;
 pub mod head_loss;
 mod head_objectives;
 mod head_row;
+pub mod hidden_mse;
 pub mod layer_norm;
 pub mod linear;
 pub mod matrix;
@@ -61,6 +63,7 @@ pub use element::Element;
 pub use embeddings::{Lookup, embeddings};
 pub use gather_rows::gather_rows;
 pub use head_loss::{HeadTargets, head_loss};
+pub use hidden_mse::hidden_mse_loss;
 pub use layer_norm::{add_layer_norm, layer_norm};
 pub use linear::{feed_forward, linear, linear_activated};
 pub use packing::Packing;

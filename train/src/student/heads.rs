@@ -4,9 +4,14 @@ use super::ParameterTable;
 use super::config::StudentConfig;
 use super::names::Role;
 use crate::batcher::Batch;
-use crate::kernels::{Activation, Affine, HeadTargets, cosine_loss, gather_rows, head_loss, layer_norm, linear, linear_activated};
+use crate::kernels::{
+    Activation, Affine, HeadTargets, cosine_loss, gather_rows, head_loss, hidden_mse_loss, layer_norm, linear, linear_activated,
+};
 use crate::loss::{LossParts, Part, StepObjective};
 use candle_core::{Result, Tensor};
+
+/// The student's states, the teacher's, a weight and the rows of the step: the weighted scalar and the number without its weight.
+type HiddenLoss = fn(&Tensor, &[f32], f64, usize) -> Result<(Tensor, f64)>;
 
 pub(super) struct MaskedLmHead {
     transform: Affine,
@@ -47,9 +52,11 @@ impl MaskedLmHead {
             parts = of_logits;
             total = (total + weighted)?;
         }
-        if weights.has(Part::Cos) {
-            let (weighted, part) = cosine_loss(hidden, &batch.hidden, weights.get(Part::Cos), step.normalisers.tokens)?;
-            parts.values[Part::Cos as usize] = part;
+        let of_hidden = [(Part::Cos, cosine_loss as HiddenLoss), (Part::HiddenMse, hidden_mse_loss)];
+        for (part, loss) in of_hidden.into_iter().filter(|(part, _)| weights.has(*part)) {
+            let teacher = batch.hidden.first().map_or(&[][..], Vec::as_slice);
+            let (weighted, value) = loss(hidden, teacher, weights.get(part), step.normalisers.tokens)?;
+            parts.values[part as usize] = value;
             total = (total + weighted)?;
         }
         Ok((total, LossParts::new(weights, parts.values)))

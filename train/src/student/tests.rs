@@ -51,13 +51,13 @@ fn batch(config: &StudentConfig) -> Batch {
     let mut stream = RandomStream::new(3, Purpose::Shuffling, &[]);
     let offsets = vec![0, 4, 11, 14];
     let k = 4;
-    let mut batch = Batch { sequence_ids: vec![5, 9, 2], passes: vec![0, 1, 0], offsets, k, ..Default::default() };
+    let mut batch = Batch { sequence_ids: vec![5, 9, 2], passes: vec![0, 1, 0], offsets, k, hidden: vec![vec![]], ..Default::default() };
     for row in 0..14u32 {
         batch.input_ids.push(stream.below(config.vocab_size) as u32);
         if config.family.has_token_types() {
             batch.token_type_ids.push(u32::from(row % 4 == 2));
         }
-        batch.hidden.extend((0..config.hidden_size).map(|_| stream.normal() as f32));
+        batch.hidden[0].extend((0..config.hidden_size).map(|_| stream.normal() as f32));
         if row % 5 == 3 {
             continue;
         }
@@ -90,7 +90,7 @@ fn part(batch: &Batch, sequences: std::ops::Range<usize>, dim: usize) -> Batch {
         log_probabilities: batch.log_probabilities[first * batch.k..last * batch.k].to_vec(),
         max_logit: batch.max_logit[first..last].to_vec(),
         labels: batch.labels[first..last].to_vec(),
-        hidden: batch.hidden[start * dim..end * dim].to_vec(),
+        hidden: vec![batch.hidden[0][start * dim..end * dim].to_vec()],
     }
 }
 
