@@ -26,11 +26,13 @@ onnxruntime: ## fetch ONNX Runtime's shared library (20 MB) into target/onnxrunt
 	@$(PYTHON) $(SCRIPTS)/fetch_onnxruntime.py $(TARGET)/onnxruntime
 	@mkdir -p $(BIN) && rm -f $(BIN)/libonnxruntime.* && ln -sf $(abspath $(TARGET))/onnxruntime/libonnxruntime.* $(BIN)/
 
-demo: build onnxruntime ## ask the demo teacher about 6,000 reactions, then distil its student (minutes; SEED=0)
+demo: build onnxruntime ## ask the demo teacher about 6,000 reactions, distil its student and time both (minutes; SEED=0)
 	$(BIN)/precompute --teacher data/teacher --corpus data/corpus/train.txt --out $(DEMO)/cache
 	$(BIN)/precompute --teacher data/teacher --corpus data/corpus/heldout.txt --out $(DEMO)/heldout-cache
 	$(BIN)/train --cache $(DEMO)/cache --eval-cache $(DEMO)/heldout-cache --out $(DEMO)/student-$(SEED) \
 	    --init-from data/teacher/model.safetensors --layers 6 --epochs 2 --dropout 0 --seed $(SEED)
+	$(BIN)/train export --student $(DEMO)/student-$(SEED) --onnx
+	$(BIN)/precompute time data/teacher $(DEMO)/student-$(SEED) --batch 1,16 --length 89 --out $(DEMO)/student-$(SEED)/speed.json
 
 test: build onnxruntime $(READERS)/ready ## run every test that needs no PyTorch (fetches 200 MB the first time)
 	ORT_DYLIB_PATH=$(RUNTIME) $(CARGO) test --release --locked --workspace
@@ -53,9 +55,10 @@ STUDENTS := distilbert bert roberta albert narrow activation
 FROM_TEACHER := --init-from data/teacher/model.safetensors
 distilbert := --family distilbert $(FROM_TEACHER)
 bert := --family bert $(FROM_TEACHER)
-roberta := --family roberta
-albert := --family albert --embedding-size 256 --layers 3
-narrow := --family bert --hidden-size 96 --heads 3 --feed-forward 200 --layers 2 --loss ce=5,mlm=2
+roberta := --family roberta $(FROM_TEACHER)
+albert := --family albert --embedding-size 256 --layers 3 $(FROM_TEACHER)
+narrow := --family bert --hidden-size 96 --heads 3 --feed-forward 200 --layers 2 --loss ce=5,mlm=2 \
+    --init-widths importance $(FROM_TEACHER)
 activation := --family albert --activation gelu_new --embedding-size 48
 
 .PHONY: $(TRANSFORMERS)/students

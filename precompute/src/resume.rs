@@ -36,7 +36,9 @@ pub fn is_begun(directory: &Path) -> Result<bool> {
     }
     match fs::metadata(directory) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
-        _ => refuse_foreign_files(directory).map(|()| false),
+        Err(error) => Err(unusable(directory, &error)),
+        Ok(found) if !found.is_dir() => Err(unusable(directory, &std::io::ErrorKind::NotADirectory.into())),
+        Ok(_) => refuse_foreign_files(directory).map(|()| false),
     }
 }
 
@@ -47,16 +49,29 @@ pub fn is_begun(directory: &Path) -> Result<bool> {
 /// [`Error::Data`] for a manifest that cannot be read.
 pub fn claim(directory: &Path) -> Result<Claim> {
     is_begun(directory)?;
-    fs::create_dir_all(directory).map_err(Error::io("create", directory))?;
-    let lock = DirectoryLock::take(directory, "--out")?;
+    fs::create_dir_all(directory).map_err(|error| unusable(directory, &error))?;
+    let lock = DirectoryLock::take(directory, "--out").map_err(|error| match error {
+        Error::Io { source, .. } => unusable(directory, &source),
+        other => other,
+    })?;
     // Read after the lock is held: another run may have ended in between.
     let stored = if directory.join(MANIFEST_FILE).exists() { Some(Manifest::read(directory)?) } else { None };
     Ok(Claim { directory: directory.to_owned(), stored, _lock: lock })
 }
 
+fn unusable(directory: &Path, error: &std::io::Error) -> Error {
+    let found = format!("{}: {error}", directory.display());
+    Error::usage(
+        "--out",
+        "a directory that this program may make and write",
+        found,
+        "name another directory, or mend what stands in its way",
+    )
+}
+
 fn refuse_foreign_files(directory: &Path) -> Result<()> {
     let mut names = Vec::new();
-    for entry in fs::read_dir(directory).map_err(Error::io("list", directory))? {
+    for entry in fs::read_dir(directory).map_err(|error| unusable(directory, &error))? {
         let name = entry.map_err(Error::io("list", directory))?.file_name().to_string_lossy().into_owned();
         // What an earlier run leaves when it ends before its first manifest.
         if name != LOCK_FILE && !(name.starts_with('.') && name.ends_with(".partial")) {
@@ -175,6 +190,20 @@ mod tests {
             hidden: None,
             minus_log_stored_mass,
         });
+    }
+
+    #[test]
+    fn an_out_below_a_file_is_refused_with_a_remedy() {
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        let file = folder.path().join("file");
+        fs::write(&file, "").expect("a writable directory");
+        for out in [file.join("cache"), file] {
+            for error in [is_begun(&out).map(drop).unwrap_err(), claim(&out).map(drop).unwrap_err()] {
+                assert_eq!(error.exit_code(), 2);
+                let error = error.to_string();
+                assert!(error.starts_with("--out: expected a directory") && error.contains("name another directory"), "{error}");
+            }
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@ pub enum Purpose {
     Dropout = 4,
     /// Random initial weights. Key: the parameter's number.
     Initialisation = 5,
-    /// Which sequences training never sees. Key: sequence.
+    /// Which documents training never sees. Key: document.
     HoldingOut = 6,
     /// The inputs of a model that is timed. Key: batch, length.
     Timing = 7,

@@ -1,6 +1,7 @@
 //! What the README shows is what the programs give.
 
-use e2e::{Program, data};
+use e2e::{Program, data, repository};
+use std::ffi::OsString;
 
 /// Its queries, on the cache of the held-out reactions that `make demo` makes.
 #[test]
@@ -10,4 +11,31 @@ fn every_query_of_the_readme_gives_the_output_beside_it() {
     let program = Program::precompute().arg("--teacher").arg(data("teacher")).arg("--corpus").arg(data("corpus/heldout.txt"));
     program.arg("--out").arg(&cache).args("--quiet").run().success();
     Program::python("venv-readers", "readme_queries.py").arg(&cache).run().success();
+}
+
+/// The commands of the README, their continued lines joined.
+fn commands() -> Vec<String> {
+    let readme = std::fs::read_to_string(repository().join("README.md")).expect("the repository has a README");
+    let joined = readme.replace("\\\n", " ");
+    let lines = joined.lines().filter_map(|line| line.strip_prefix("    target/release/"));
+    lines.map(|line| line.split(" #").next().unwrap_or_default().to_owned()).collect()
+}
+
+#[test]
+fn every_command_of_the_readme_is_one_that_the_programs_take() {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let file = folder.path().join("run.toml");
+    std::fs::write(&file, "cache = \"c\"\nout = \"o\"\n").expect("a temporary directory can be written");
+    let commands = commands();
+    assert!(commands.len() >= 5, "only {commands:?}");
+    for command in commands {
+        // The file that a run leaves stands in for the one that the demo leaves.
+        let word = |word: &str| if word.ends_with("run.toml") { file.clone().into_os_string() } else { OsString::from(word) };
+        let words = command.split_whitespace().map(word);
+        match command.split_whitespace().next() {
+            Some("train") => train::cli::parse(words).map(drop).unwrap_or_else(|refusal| panic!("{command}: {refusal:?}")),
+            Some("precompute") => precompute::cli::parse(words).map(drop).unwrap_or_else(|refusal| panic!("{command}: {refusal}")),
+            other => panic!("{command}: {other:?} is no program"),
+        }
+    }
 }

@@ -12,15 +12,15 @@ use crate::device;
 use crate::loss::Objective;
 use crate::loss::hidden_map::{HiddenMap, HiddenPair};
 use crate::student::config::{Overrides, StudentConfig};
-use crate::student::init::TeacherTensors;
 use crate::student::tensor_source::weights_file;
+use crate::student::{FirstWeights, InitWidths, TeacherTensors};
 use logitcache::cache::reader::Cache;
 use logitcache::error::{Error, Result};
 use logitcache::fingerprint::Fingerprint;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// The share of the sequences held out where nothing is said.
+/// The share of the documents held out where nothing is said.
 pub const DEFAULT_EVAL_FRACTION: f64 = 0.02;
 
 /// Epochs where nothing is said.
@@ -34,7 +34,7 @@ pub const TEACHER_FOLDER: &str = "teacher";
 pub enum EvaluationSource {
     /// Nothing: the share held out is 0.
     Nothing,
-    /// A share of the training cache's sequences.
+    /// A share of the training cache's documents.
     HeldOut(f64),
     /// Another cache of the same teacher.
     Cache(Cache),
@@ -45,12 +45,12 @@ pub enum EvaluationSource {
 pub enum Initialisation {
     /// Drawn from the seed.
     Random,
-    /// Copied from a teacher's file: `layers[i]` becomes the student's layer i.
+    /// Copied from a teacher's file.
     Teacher {
         /// A `.safetensors` file.
         path: PathBuf,
-        /// One per student layer.
-        layers: Vec<usize>,
+        /// How; the layers are named.
+        first: FirstWeights,
     },
 }
 
@@ -116,13 +116,13 @@ impl Config {
         at_least_one("--threads", threads as u64)?;
         let objective: Objective = taught.loss.parse()?;
         let cache = Cache::open(&data.cache)?;
-        check_tokenizer(&cache)?;
+        check_teacher_files(&cache)?;
         let temperature = taught.temperature.unwrap_or_else(|| cache.spec().logits_temperature());
         let targets = Targets::new(cache.spec(), temperature, false, taught.top_k)?;
         let student = student_config(shape, &cache)?;
         let hidden_pairs = hidden::hidden_pairs(taught.hidden_map.as_deref(), &objective, &cache, student.num_hidden_layers)?;
         let evaluation = evaluation_source(data.eval_cache.as_deref(), data.eval_fraction, &cache)?;
-        let initialisation = initialisation(shape, &student)?;
+        let initialisation = initialisation(shape, &student, &cache, optimisation.seed)?;
         let duration = duration(optimisation)?;
         let mut config = Self {
             cache,
@@ -171,7 +171,10 @@ impl Config {
         set("teacher", &self.cache.manifest().fingerprints.teacher);
         match &self.evaluation {
             EvaluationSource::Nothing => set("eval-fraction", &0.0),
-            EvaluationSource::HeldOut(share) => set("eval-fraction", &share),
+            EvaluationSource::HeldOut(share) => {
+                set("held-out-by", &"document");
+                set("eval-fraction", &share)
+            }
             EvaluationSource::Cache(cache) => set("eval-cache", &cache.manifest().fingerprints.run),
         };
         set("family", &student.family);
@@ -184,8 +187,9 @@ impl Config {
         set("dropout", &student.dropout);
         match &self.initialisation {
             Initialisation::Random => set("init-from", &"random"),
-            Initialisation::Teacher { path, layers } => {
-                set("init-layers", &layers.iter().map(usize::to_string).collect::<Vec<_>>().join(","));
+            Initialisation::Teacher { path, first } => {
+                set("init-widths", &first.widths);
+                set("init-layers", &first.layers.iter().flatten().map(usize::to_string).collect::<Vec<_>>().join(","));
                 set("init-from", &Fingerprint::of_file(path)?)
             }
         };
@@ -252,13 +256,15 @@ fn duration(optimisation: &OptimisationArguments) -> Result<Duration> {
     Ok(duration)
 }
 
-/// The student's directory gets the tokenizer that the cache holds: better missed now than after the training.
-fn check_tokenizer(cache: &Cache) -> Result<()> {
+/// The student's shape comes from the teacher's configuration, and its directory gets the tokenizer: better missed now than after the training.
+fn check_teacher_files(cache: &Cache) -> Result<()> {
     let folder = cache.directory().join(TEACHER_FOLDER);
-    if folder.join("tokenizer.json").is_file() {
-        return Ok(());
+    for (name, expected) in [("config.json", "the teacher's configuration"), ("tokenizer.json", "the teacher's tokenizer")] {
+        if !folder.join(name).is_file() {
+            return Err(Error::data(folder, name, expected, "no such file", "copy it there, or run precompute again"));
+        }
     }
-    Err(Error::data(folder, "tokenizer.json", "the teacher's tokenizer", "no such file", "copy it there, or run precompute again"))
+    Ok(())
 }
 
 /// The teacher's shape with what the user changed.
@@ -354,11 +360,14 @@ fn evaluation_source(eval_cache: Option<&Path>, fraction: Option<f64>, cache: &C
     Ok(EvaluationSource::Cache(eval_cache))
 }
 
-fn initialisation(shape: &StudentArguments, student: &StudentConfig) -> Result<Initialisation> {
+fn initialisation(shape: &StudentArguments, student: &StudentConfig, cache: &Cache, seed: u64) -> Result<Initialisation> {
     let Some(path) = &shape.init_from else { return Ok(Initialisation::Random) };
     let path = weights_file(path);
-    let layers = TeacherTensors::open(&path, student, shape.init_layers.as_deref())?.layers().to_vec();
-    Ok(Initialisation::Teacher { path, layers })
+    let teacher = StudentConfig::read_teacher(&cache.directory().join(TEACHER_FOLDER).join("config.json"))?;
+    let widths = shape.init_widths.as_deref().map_or(Ok(InitWidths::default()), |name| parsed("--init-widths", name))?;
+    let mut first = FirstWeights { layers: shape.init_layers.clone(), widths, heads: Some(teacher.num_attention_heads), seed };
+    first.layers = Some(TeacherTensors::open(&path, student, &first)?.layers().to_vec());
+    Ok(Initialisation::Teacher { path, first })
 }
 
 #[cfg(test)]

@@ -114,6 +114,7 @@ fn train_and_write(
     let summary = summarise(config, &student, plan, &outcome);
     summary.write(&config.out)?;
     record.write(&config.out)?;
+    report_again::write(&config.out)?;
     Ok(summary.table())
 }
 
@@ -123,8 +124,8 @@ fn initial_student(config: &Config) -> Result<Student> {
         Initialisation::Random => Student::new(shape.clone(), candle_core::DType::F32, &mut |parameter: &ParameterSpec| {
             Ok(at_random(shape, config.seed, parameter))
         }),
-        Initialisation::Teacher { path, layers } => {
-            let mut teacher = TeacherTensors::open(path, shape, Some(layers))?;
+        Initialisation::Teacher { path, first } => {
+            let mut teacher = TeacherTensors::open(path, shape, first)?;
             Student::new(shape.clone(), candle_core::DType::F32, &mut |parameter: &ParameterSpec| teacher.values(parameter))
         }
     }

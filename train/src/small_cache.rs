@@ -23,6 +23,7 @@ pub(crate) struct SmallCache {
     pub(crate) shards_per_pass: u32,
     pub(crate) rows_per_shard: u64,
     pub(crate) passes: u16,
+    pub(crate) sequences_per_document: u64,
     pub(crate) temperatures: Vec<f32>,
     pub(crate) hidden_layers: Vec<u32>,
     pub(crate) teacher: &'static str,
@@ -32,7 +33,16 @@ pub(crate) struct SmallCache {
 impl Default for SmallCache {
     fn default() -> Self {
         let (temperatures, hidden_layers) = (vec![2.0, 1.0], vec![2]);
-        Self { shards_per_pass: 4, rows_per_shard: 25, passes: 1, temperatures, hidden_layers, teacher: "teacher", corpus: "corpus" }
+        Self {
+            shards_per_pass: 4,
+            rows_per_shard: 25,
+            passes: 1,
+            sequences_per_document: 1,
+            temperatures,
+            hidden_layers,
+            teacher: "teacher",
+            corpus: "corpus",
+        }
     }
 }
 
@@ -54,7 +64,8 @@ impl SmallCache {
         for pass in 0..self.passes {
             for shard in 0..u64::from(self.shards_per_pass) {
                 let ids = shard * self.rows_per_shard..(shard + 1) * self.rows_per_shard;
-                let records: Vec<Record> = ids.map(|id| record(&spec, id, pass)).collect();
+                let document = |id: u64| id / self.sequences_per_document;
+                let records: Vec<Record> = ids.map(|id| Record { document_id: document(id), ..record(&spec, id, pass) }).collect();
                 shards.push(write_shard(&directory, shards.len() as u32, &spec, &fingerprints, &records).unwrap());
             }
         }

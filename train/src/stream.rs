@@ -20,16 +20,16 @@ pub const BUFFER_TOKENS: usize = 32_768;
 pub enum Selection {
     /// Every row.
     All,
-    /// The share of the sequences that training never sees.
+    /// The share of the documents that training never sees, with all their sequences.
     HeldOut(f64),
     /// The rest.
     NotHeldOut(f64),
 }
 
 impl Selection {
-    /// Whether the rows of a sequence belong; the same in every pass, for every seed, and in every cache that numbers sequences alike.
-    pub fn holds(self, sequence_id: u64) -> bool {
-        let below = |share: f64| RandomStream::new(0, Purpose::HoldingOut, &[sequence_id]).uniform() < share;
+    /// Whether the rows of a document belong; the same in every pass, for every seed, and in every cache that numbers documents alike.
+    pub fn holds(self, document_id: u64) -> bool {
+        let below = |share: f64| RandomStream::new(0, Purpose::HoldingOut, &[document_id]).uniform() < share;
         match self {
             Self::All => true,
             Self::HeldOut(share) => below(share),
@@ -93,20 +93,12 @@ impl RowStream {
     /// The selected rows of `cache` in `order`; `hidden_layers` are decoded, and with none the hidden files stay closed.
     ///
     /// # Errors
-    /// A shard that cannot be opened.
+    /// A shard whose footer cannot be read.
     pub fn new(cache: &Cache, hidden_layers: &[u32], selection: Selection, order: Order) -> Result<Self> {
         let mut places = Vec::new();
         for shard in 0..cache.shards() {
-            let reader = cache.shard(shard)?;
-            let mut next = reader.entry().first_sequence;
-            for group in 0..reader.row_groups() {
-                let mut sequences = next..next + reader.rows(group) as u64;
-                next = sequences.end;
-                // A group without any selected row need not be decoded.
-                if sequences.any(|sequence_id| selection.holds(sequence_id)) {
-                    places.push((shard, group));
-                }
-            }
+            // Footers alone: a file is hashed when its first row group is read, not before the first batch.
+            places.extend((0..cache.row_groups(shard)?).map(|group| (shard, group)));
         }
         let shuffled = match order {
             Order::Stored => None,
@@ -136,7 +128,7 @@ impl RowStream {
         };
         let mut rows = reader.read(group, &self.projection)?;
         self.open = Some((shard, reader));
-        rows.retain(|row| self.selection.holds(row.sequence_id));
+        rows.retain(|row| self.selection.holds(row.document_id));
         Ok(Some(rows))
     }
 
@@ -318,20 +310,31 @@ mod tests {
     }
 
     #[test]
-    fn a_group_without_a_selected_row_is_not_read() {
+    fn a_document_is_held_out_with_all_its_sequences() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = SmallCache { sequences_per_document: 3, ..SmallCache::default() };
+        let cache = Cache::open(&cache.write(directory.path(), "cache")).unwrap();
+        let documents = |selection| -> BTreeSet<u64> {
+            RowStream::new(&cache, &[], selection, Order::Stored).unwrap().map(|row| row.unwrap().document_id).collect()
+        };
+        let (held_out, trained) = (documents(Selection::HeldOut(0.3)), documents(Selection::NotHeldOut(0.3)));
+        assert!(!held_out.is_empty() && held_out.is_disjoint(&trained), "{held_out:?}");
+        assert_eq!(held_out.len() + trained.len(), 34, "of 100 sequences, three to a document");
+    }
+
+    #[test]
+    fn a_shard_is_hashed_when_it_is_first_read() {
         let directory = tempfile::tempdir().unwrap();
         let cache = cache(&directory, 1);
-        let share =
-            (1..100).map(|percent| f64::from(percent) / 100.0).find(|share| (0..100).any(|id| Selection::HeldOut(*share).holds(id)));
-        let selection = Selection::HeldOut(share.unwrap());
-        let stream = RowStream::new(&cache, &[], selection, Order::Stored).unwrap();
-        let wanted: Vec<u64> = (0..100).filter(|id| selection.holds(*id)).collect();
-        let needed: BTreeSet<u64> = wanted.iter().map(|id| id / 25).collect();
-        assert!(needed.len() < 4, "every shard is needed for {wanted:?}");
-        for shard in (0..4).filter(|shard| !needed.contains(shard)) {
-            std::fs::remove_file(cache.directory().join(format!("logits-0000{shard}.parquet"))).unwrap();
-        }
-        assert_eq!(stream.map(|row| row.unwrap().sequence_id).collect::<Vec<_>>(), wanted);
+        let path = cache.directory().join("logits-00003.parquet");
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[8] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        let stream = RowStream::new(&cache, &[], Selection::All, Order::Stored).unwrap();
+        let rows: Vec<Result<Record>> = stream.collect();
+        assert_eq!(rows.len(), 76, "the rows of three sound shards, then the error");
+        let error = rows.into_iter().last().unwrap().unwrap_err().to_string();
+        assert!(error.contains("logits-00003.parquet: sha256"), "{error}");
     }
 
     #[test]

@@ -89,11 +89,24 @@ impl Cache {
     /// [`Error::Data`] naming the file and the key or column that is not as the manifest promises; [`Error::Invalid`] for an index beyond
     /// the last shard.
     pub fn shard(&self, index: usize) -> Result<ShardReader> {
-        let Some(entry) = self.0.manifest.shards.get(index) else {
-            return Err(Error::invalid("shard", format!("a number below {}", self.shards()), index.to_string()));
-        };
+        let entry = self.entry(index)?;
         let logits = self.0.open(Part::Logits, entry.index, &entry.logits)?;
         Ok(ShardReader { cache: Arc::clone(&self.0), entry: entry.clone(), logits, hidden: OnceLock::new() })
+    }
+
+    /// How many row groups shard `index` of [`Self::shards`] has, by the footer of its logits file, and nothing else of it: its checksum is compared
+    /// when [`Self::shard`] opens it.
+    ///
+    /// # Errors
+    /// As for [`Self::shard`].
+    pub fn row_groups(&self, index: usize) -> Result<usize> {
+        let entry = self.entry(index)?;
+        Ok(self.0.open_unverified(Part::Logits, entry.index, &entry.logits)?.group_rows.len())
+    }
+
+    fn entry(&self, index: usize) -> Result<&ShardEntry> {
+        let entry = self.0.manifest.shards.get(index);
+        entry.ok_or_else(|| Error::invalid("shard", format!("a number below {}", self.shards()), index.to_string()))
     }
 
     /// Compares the checksum of every file of every shard.
@@ -124,6 +137,12 @@ impl Opened {
             check_content(&self.directory, entry)?;
             known().insert(entry.name.clone());
         }
+        self.open_unverified(part, index, entry)
+    }
+
+    /// A file whose size, metadata and schema are as promised, and whose rows have not been looked at.
+    fn open_unverified(&self, part: Part, index: u32, entry: &FileEntry) -> Result<OpenFile> {
+        check_size(&self.directory, entry)?;
         let promise = Promise { spec: &self.manifest.spec, fingerprints: &self.manifest.fingerprints, index };
         OpenFile::open(part, self.directory.join(&entry.name), entry, &promise)
     }

@@ -52,7 +52,7 @@ pub struct DataArguments {
     /// A second cache of the same teacher, to measure the student on
     #[arg(long, value_name = "DIR", conflicts_with = "eval_fraction")]
     pub eval_cache: Option<PathBuf>,
-    /// Without --eval-cache: the share of the sequences that is held out and measured on [default: 0.02]
+    /// Without --eval-cache: the share of the documents that is held out and measured on [default: 0.02]
     #[arg(long, value_name = "SHARE")]
     pub eval_fraction: Option<f64>,
 }
@@ -89,6 +89,10 @@ pub struct StudentArguments {
     /// The teacher's layers to copy, one per student layer [default: 0,2,4,7,9,11 for 6 of 12, else evenly spaced]
     #[arg(long, value_name = "LIST", value_delimiter = ',', requires = "init_from")]
     pub init_layers: Option<Vec<usize>>,
+    /// Which hidden dimensions, heads and neurons of a wider teacher to copy: order (the leading ones) or importance (those of the largest
+    /// norms) [default: order]
+    #[arg(long, value_name = "NAME", requires = "init_from")]
+    pub init_widths: Option<String>,
     /// Probability of dropping an activation
     #[arg(long, value_name = "P", default_value_t = 0.1)]
     pub dropout: f64,
@@ -112,7 +116,8 @@ pub struct ObjectiveArguments {
     /// teacher's). Where the widths differ, a projection is learned beside the student and dropped with the training [default: last]
     #[arg(long, value_name = "MAP")]
     pub hidden_map: Option<String>,
-    /// Stored ids to use per position, the most probable ones: as if the cache had been written with this --top-k [default: all]
+    /// Stored ids to use per position, the most probable ones: as if the cache, of up to 64 ids, had been written with this --top-k
+    /// [default: all]
     #[arg(long, value_name = "K")]
     pub top_k: Option<usize>,
 }

@@ -131,6 +131,11 @@ fn a_cache_without_its_tokenizer_or_manifest_is_refused_before_training() {
     let cache = SmallCache::default().write(directory.path(), "cache");
     std::fs::remove_file(cache.join("teacher/tokenizer.json")).unwrap();
     assert_names(&check(&cache, &[]).unwrap_err().to_string(), &["tokenizer.json", "precompute"]);
+    std::fs::remove_file(cache.join("teacher/config.json")).unwrap();
+    assert_names(
+        &check(&cache, &[]).unwrap_err().to_string(),
+        &["teacher: config.json: expected the teacher's configuration", "precompute"],
+    );
     assert_eq!(check(&directory.path().join("absent"), &[]).unwrap_err().exit_code(), 1);
 }
 

@@ -25,9 +25,11 @@ pub mod names;
 mod onnx_names;
 pub mod onnx_tensors;
 pub mod random;
+mod teacher_shape;
 pub mod tensor_file;
 pub mod tensor_source;
 pub mod tensor_writer;
+pub mod widths;
 
 use crate::batcher::Batch;
 use crate::kernels::{Affine, DropoutPlan, Packing, Parameter, ParameterRef};
@@ -39,12 +41,13 @@ use std::sync::Arc;
 pub use config::{Overrides, StudentConfig};
 pub use family::Family;
 pub use hidden_objective::HiddenObjective;
-pub use init::TeacherTensors;
+pub use init::{FirstWeights, TeacherTensors};
 pub use layout::{ParameterSpec, layout};
 pub use names::{LayerPart, Role};
 pub use onnx_tensors::OnnxTensors;
 pub use random::at_random;
 pub use tensor_source::TensorSource;
+pub use widths::InitWidths;
 
 /// Gives the first values of a parameter, row-major, as many as its shape has.
 pub type ValueSource<'a> = dyn FnMut(&ParameterSpec) -> Result<Vec<f32>> + 'a;
