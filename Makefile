@@ -55,9 +55,10 @@ STUDENTS := distilbert bert roberta albert narrow activation
 FROM_TEACHER := --init-from data/teacher/model.safetensors
 distilbert := --family distilbert $(FROM_TEACHER)
 bert := --family bert $(FROM_TEACHER)
-roberta := --family roberta
-albert := --family albert --embedding-size 256 --layers 3
-narrow := --family bert --hidden-size 96 --heads 3 --feed-forward 200 --layers 2 --loss ce=5,mlm=2
+roberta := --family roberta $(FROM_TEACHER)
+albert := --family albert --embedding-size 256 --layers 3 $(FROM_TEACHER)
+narrow := --family bert --hidden-size 96 --heads 3 --feed-forward 200 --layers 2 --loss ce=5,mlm=2 \
+    --init-widths importance $(FROM_TEACHER)
 activation := --family albert --activation gelu_new --embedding-size 48
 
 .PHONY: $(TRANSFORMERS)/students

@@ -14,7 +14,7 @@ use train::kernels::{DropoutPlan, Element, Parameter};
 use train::loss::{Normalisers, Objective, Part, StepObjective};
 use train::optim::{AdamW, AdamWSettings, Moments, Schedule, measure};
 use train::student::tensor_file::TensorFile;
-use train::student::{Overrides, ParameterSpec, Student, StudentConfig, TeacherTensors};
+use train::student::{FirstWeights, Overrides, ParameterSpec, Student, StudentConfig, TeacherTensors};
 
 const TEMPERATURE: f64 = 2.0;
 
@@ -241,8 +241,12 @@ fn the_demos_student_starts_where_pytorchs_does() {
     let config =
         StudentConfig::from_teacher(&data("teacher/config.json"), &Overrides { num_hidden_layers: Some(6), ..Overrides::default() });
     let config = config.expect("the demo teacher's settings");
-    let mut tensors =
-        TeacherTensors::open(&data("teacher/model.safetensors"), &config, Some(&[0, 2, 4, 7, 9, 11])).expect("the demo teacher's weights");
+    let mut tensors = TeacherTensors::open(
+        &data("teacher/model.safetensors"),
+        &config,
+        &FirstWeights { layers: Some(vec![0, 2, 4, 7, 9, 11]), ..FirstWeights::default() },
+    )
+    .expect("the demo teacher's weights");
     let student = Student::new(config, DType::F32, &mut |parameter: &ParameterSpec| tensors.values(parameter)).expect("a student");
     let ids: Vec<u32> = teacher.integers("input_ids").into_iter().map(|id| id as u32).collect();
     let offsets: Vec<usize> = teacher.integers("offsets").into_iter().map(|offset| offset as usize).collect();

@@ -1,6 +1,6 @@
 //! A student learns from a cache, the same way every time.
 
-use crate::fixtures::CACHES;
+use crate::fixtures::{CACHES, precompute};
 use e2e::{Program, data};
 use std::path::Path;
 
@@ -62,4 +62,31 @@ fn a_finished_student_is_reused_and_another_configuration_refused() {
     train(folder.path()).args("--steps 2").run().success();
     train(folder.path()).args("--steps 2").run().success().says("already holds the finished student");
     train(folder.path()).args("--steps 2 --learning-rate 1e-4").run().refused(2, &["learning-rate", "0.0005", "0.0001"]);
+}
+
+#[test]
+fn fewer_ids_than_are_stored_train_as_a_cache_that_stores_fewer() {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let small = folder.path().join("sixteen");
+    precompute(&CACHES.corpus(), &small).args("--top-k 16").run().success();
+    let flags = "--steps 3 --batch-tokens 1024 --threads 2 --layers 2 --log-every 1 --loss \
+                 ce=5:tail=renormalised-teacher,reverse-kl=1,jsd=1:schedule=linear,tvd=1:tail=zero,logit-mse=0.01,mlm=2,cos=1";
+    let run = |cache: &Path, name: &str, extra: &str| {
+        let out = folder.path().join(name);
+        let program = Program::train().arg("--cache").arg(cache).arg("--eval-cache").arg(CACHES.heldout()).arg("--out").arg(&out);
+        let outcome = program.arg("--init-from").arg(data("teacher/model.safetensors")).args(flags).args(extra).run();
+        (outcome, out.join("model.safetensors"))
+    };
+    let weights = |cache: &Path, name: &str, extra: &str| {
+        let (outcome, file) = run(cache, name, extra);
+        for note in ["ce with tail renormalised-teacher is biased", "tvd with tail zero is biased", "logit-mse is biased"] {
+            assert_eq!(outcome.stderr.matches(note).count(), 1, "{note}: {}", outcome.stderr);
+        }
+        outcome.success();
+        std::fs::read(file).expect("a student has weights")
+    };
+    let asked = weights(&CACHES.train(), "asked", "--top-k 16");
+    assert!(asked == weights(&small, "stored", ""), "--top-k 16 of 64 ids is not what a cache of 16 gives");
+    assert!(asked != weights(&CACHES.train(), "all", ""), "all 64 ids teach the same as 16");
+    run(&small, "more", "--top-k 17").0.refused(2, &["--top-k", "1 to 16 ids", "17", "precompute --top-k 17"]);
 }

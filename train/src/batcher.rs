@@ -59,7 +59,8 @@ impl Targets {
     /// Targets at `temperature` for every asked position, or for the masked ones alone; of the stored ids the `top_k` most probable, or all.
     ///
     /// A cache that was written with this `top_k` would give the same numbers: ids are stored in descending order, and neither log Z nor the
-    /// rounding of a logit depends on how many are stored.
+    /// rounding of a logit depends on how many are stored. For the rows' order see
+    /// `logitcache::cache::writer::GROUP_TOP_K`.
     ///
     /// # Errors
     /// [`Error::Usage`] where the cache holds no log Z at that temperature, saying which it holds, or fewer ids.

@@ -51,7 +51,7 @@ use output::{Occupancy, RunRecord};
 use progress::Progress;
 use student::init::TeacherTensors;
 use student::random::at_random;
-use student::{ParameterSpec, Student};
+use student::{HiddenObjective, ParameterSpec, Student};
 use summary::Summary;
 use trainer::{Outcome, StopSignal};
 
@@ -114,6 +114,7 @@ fn train_and_write(
     let summary = summarise(config, &student, plan, &outcome);
     summary.write(&config.out)?;
     record.write(&config.out)?;
+    report_again::write(&config.out)?;
     Ok(summary.table())
 }
 
@@ -123,11 +124,17 @@ fn initial_student(config: &Config) -> Result<Student> {
         Initialisation::Random => Student::new(shape.clone(), candle_core::DType::F32, &mut |parameter: &ParameterSpec| {
             Ok(at_random(shape, config.seed, parameter))
         }),
-        Initialisation::Teacher { path, layers } => {
-            let mut teacher = TeacherTensors::open(path, shape, Some(layers))?;
+        Initialisation::Teacher { path, first } => {
+            let mut teacher = TeacherTensors::open(path, shape, first)?;
             Student::new(shape.clone(), candle_core::DType::F32, &mut |parameter: &ParameterSpec| teacher.values(parameter))
         }
     }
+}
+
+/// What the student's hidden states are compared with, its projections as they are first.
+fn hidden_objective(config: &Config) -> Result<HiddenObjective> {
+    let widths = (config.student.hidden_size, config.cache.spec().hidden_size());
+    HiddenObjective::new(&config.hidden_pairs, widths, candle_core::DType::F32, config.seed)
 }
 
 fn write_curves(config: &Config, student: &Student, log: &MetricsLog, steps: u64) -> Result<()> {

@@ -42,12 +42,13 @@ impl Progress {
     pub fn step(&self, line: &StepMetrics) {
         // What a narrow terminal cuts off is the parts.
         let parts = line.parts.iter().map(|(part, value)| format!("{} {value:.3}", part.name())).collect::<Vec<_>>().join(", ");
-        let numbers = format!("{:.0} tokens/s, loss {:.3} ({parts})", line.tokens_per_second, line.loss);
+        let numbers = format!("{:.0} tokens/s, rate {:.1e}, loss {:.3} ({parts})", line.tokens_per_second, line.learning_rate, line.loss);
         match &self.bar {
             Some(bar) => bar.set_message(numbers),
             None => {
                 let left = line.elapsed_seconds / line.step.max(1) as f64 * self.total_steps.saturating_sub(line.step) as f64;
-                self.say(&format!("step {}/{}: {numbers}, about {left:.0} s left", line.step, self.total_steps));
+                let share = 100 * line.step / self.total_steps.max(1);
+                self.say(&format!("step {}/{} {share}%: {numbers}, about {left:.0} s left", line.step, self.total_steps));
             }
         }
     }

@@ -25,6 +25,10 @@ pub const LOGITS_GROUP_BYTES: u64 = 4 << 20;
 /// The same for the hidden file, which is larger by so much that its groups may be: fewer rows would cost the logits file its compression.
 pub const HIDDEN_GROUP_BYTES: u64 = 16 << 20;
 
+/// Ids per position that a row is counted with at least. So the borders of the groups, and with them the order in which a training shuffles the
+/// rows, are the same for every cache of up to this many: training on fewer of the stored ids is then training on a cache that stores fewer.
+pub const GROUP_TOP_K: u64 = 64;
+
 /// Writes both files of shard `index`, each whole or not at all, and returns their entry for the manifest; `padded_tokens` is left 0 for the
 /// caller, who knows the batches. The bytes depend on the arguments alone. Memory: one row group of each file, beside the records.
 ///
@@ -92,13 +96,14 @@ fn check_rows(spec: &TargetSpec, records: &[Record]) -> Result<()> {
     Ok(())
 }
 
-/// The same row borders for both files, from the rows' sizes alone.
+/// The same row borders for both files, from the rows' sizes alone, of logits as of [`GROUP_TOP_K`] ids at least.
 fn row_groups(spec: &TargetSpec, records: &[Record]) -> Vec<Range<usize>> {
     let mut groups: Vec<Range<usize>> = Vec::new();
     let (mut logits, mut hidden) = (0, 0);
+    let top_k = (spec.top_k() as u64).max(GROUP_TOP_K);
     for (row, record) in records.iter().enumerate() {
         let (tokens, positions) = (record.input_ids.len() as u64, record.positions.len() as u64);
-        let more_logits = tokens * 12 + positions * (8 * spec.top_k() as u64 + 4 * spec.temperatures().len() as u64 + 8);
+        let more_logits = tokens * 12 + positions * (8 * top_k + 4 * spec.temperatures().len() as u64 + 8);
         let more_hidden = tokens * 4 * (spec.hidden_size() * spec.hidden_layers().len()) as u64;
         (logits, hidden) = (logits + more_logits, hidden + more_hidden);
         match groups.last_mut() {

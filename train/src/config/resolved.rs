@@ -45,8 +45,9 @@ impl Config {
         shape.feed_forward = Some(self.student.intermediate_size);
         shape.embedding_size = (self.student.family == Family::Albert).then_some(self.student.embedding_size);
         shape.activation = Some(self.student.activation.to_string());
-        if let Initialisation::Teacher { layers, .. } = &self.initialisation {
-            shape.init_layers = Some(layers.clone());
+        if let Initialisation::Teacher { first, .. } = &self.initialisation {
+            shape.init_layers = first.layers.clone();
+            shape.init_widths = Some(first.widths.to_string());
         }
         objective.temperature = Some(self.temperature);
         objective.loss = self.objective.to_string();

@@ -104,8 +104,7 @@ impl StudentConfig {
     /// A file that cannot be read, a missing or malformed key, an activation that is not among [`Activation::ALL`] and not overridden, or a
     /// shape that [`check`](Self::check) refuses.
     pub fn from_teacher(path: &Path, overrides: &Overrides) -> Result<Self> {
-        let keys = Keys::open(path)?;
-        let teacher = keys.config(Family::of_model_type(&keys.model_type()?).unwrap_or(Family::Bert), overrides.activation)?;
+        let teacher = Self::read_teachers(path, overrides.activation)?;
         let family = overrides.family;
         let hidden_size = overrides.hidden_size.unwrap_or(teacher.hidden_size);
         let teachers_embedding = (teacher.family == Family::Albert).then_some(teacher.embedding_size);
@@ -129,6 +128,19 @@ impl StudentConfig {
         };
         config.check()?;
         Ok(config)
+    }
+
+    /// A teacher's own shape, whatever its activation.
+    ///
+    /// # Errors
+    /// A file that cannot be read, a missing or malformed key.
+    pub fn read_teacher(path: &Path) -> Result<Self> {
+        Self::read_teachers(path, Some(Activation::Gelu))
+    }
+
+    fn read_teachers(path: &Path, activation: Option<Activation>) -> Result<Self> {
+        let keys = Keys::open(path)?;
+        keys.config(Family::of_model_type(&keys.model_type()?).unwrap_or(Family::Bert), activation)
     }
 
     /// A student's own `config.json`, of the family that its `model_type` names.

@@ -2,7 +2,7 @@
 
 use super::super::layout::layout;
 use super::super::tensor_file::TensorFile;
-use super::super::{Family, Overrides, StudentConfig, TeacherTensors};
+use super::super::{Family, FirstWeights, Overrides, StudentConfig, TeacherTensors};
 use super::*;
 use std::path::PathBuf;
 
@@ -31,7 +31,8 @@ fn the_demo_teachers_tensors_are_those_of_its_safetensors_bit_for_bit() {
 fn first_weights(family: Family, export: &str) -> Result<Vec<(String, Vec<f32>)>> {
     let config = teacher_config(&data(&format!("golden/onnx/{family}/config.json")), family);
     let source = OnnxTensors::open(&data(&format!("golden/onnx/{family}/{export}.onnx")))?;
-    let mut teacher = TeacherTensors::new(Box::new(source), &config, Some(&[0, 1]))?;
+    let first = FirstWeights { layers: Some(vec![0, 1]), ..FirstWeights::default() };
+    let mut teacher = TeacherTensors::new(Box::new(source), &config, &first)?;
     layout(&config).into_iter().map(|spec| Ok((spec.name.clone(), teacher.values(&spec)?))).collect()
 }
 
