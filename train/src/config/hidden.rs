@@ -16,7 +16,7 @@ pub(super) fn hidden_pairs(typed: Option<&str>, objective: &Objective, cache: &C
             None => Ok(Vec::new()),
             Some(_) => {
                 let expected = "cos or hidden-mse in --loss, which compare hidden states";
-                let remedy = "leave it out, or add one of them to --loss";
+                let remedy = "leave it out, also of a --config file, or add one of them to --loss";
                 Err(Error::usage("--hidden-map", expected, format!("--loss {objective}"), remedy))
             }
         };
