@@ -108,7 +108,7 @@ fn train_and_write(
     }
     export::save(&student, &config.teacher_folder(), &config.out)?;
     write_curves(config, &student, &log, plan.steps)?;
-    if let Some(found) = trainer::evaluate_fully(config, &student)? {
+    if let Some(found) = trainer::evaluate_fully(config, &student, progress)? {
         evaluate_student::write(&found, &config.out.join(evaluate_student::EVALUATION_FILE))?;
     }
     let summary = summarise(config, &student, plan, &outcome);
