@@ -190,8 +190,10 @@ impl fmt::Display for Speed {
     /// A table for a person.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { onnxruntime, threads, length, rounds, models, .. } = self;
-        writeln!(f, "One forward pass in ONNX Runtime {onnxruntime}: {threads} threads, {length} tokens a sequence, no padding;")?;
-        writeln!(f, "median (min to max) of {rounds} rounds, the models in turn.\n")?;
+        let many = |count: usize, word: &str| format!("{count} {word}{}", if count == 1 { "" } else { "s" });
+        let (threads, tokens, rounds) = (many(*threads, "thread"), many(*length, "token"), many(*rounds, "round"));
+        writeln!(f, "One forward pass in ONNX Runtime {onnxruntime}: {threads}, {tokens} a sequence, no padding;")?;
+        writeln!(f, "median (min to max) of {rounds}, the models in turn.\n")?;
         let names: Vec<String> = models.iter().map(|model| model.directory.display().to_string()).collect();
         let width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0).max("model".len());
         writeln!(f, "{:width$}  batch  {:>28}  {:>10}  {:>17}", "model", "milliseconds", "model.onnx", "model.safetensors")?;
@@ -261,6 +263,8 @@ mod tests {
         let speed = Speed { format_version: FORMAT_VERSION, onnxruntime: "1.0".into(), threads: 2, length: 89, rounds: 5, models };
         let table = speed.to_string();
         assert!(table.contains("2 threads, 89 tokens") && table.contains("2.50 (2.00 to 9.00)") && table.contains("14.0 MB"), "{table}");
+        let one = Speed { threads: 1, rounds: 1, ..speed.clone() }.to_string();
+        assert!(one.contains(": 1 thread, 89 tokens") && one.contains("of 1 round,"), "{one}");
         let json = serde_json::to_string(&speed).unwrap();
         assert_eq!(serde_json::from_str::<Speed>(&json).unwrap(), speed);
     }

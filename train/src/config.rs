@@ -2,6 +2,7 @@
 //! refused is refused here, before any work.
 
 mod hidden;
+mod memory;
 mod resolved;
 
 pub use resolved::RESOLVED_FILE;
@@ -12,6 +13,7 @@ use crate::device;
 use crate::loss::Objective;
 use crate::loss::hidden_map::{HiddenMap, HiddenPair};
 use crate::student::config::{Overrides, StudentConfig};
+use crate::student::family::Family;
 use crate::student::tensor_source::weights_file;
 use crate::student::{FirstWeights, InitWidths, TeacherTensors};
 use logitcache::cache::reader::Cache;
@@ -120,6 +122,7 @@ impl Config {
         let temperature = taught.temperature.unwrap_or_else(|| cache.spec().logits_temperature());
         let targets = Targets::new(cache.spec(), temperature, false, taught.top_k)?;
         let student = student_config(shape, &cache)?;
+        memory::check_memory(&student, shape)?;
         let hidden_pairs = hidden::hidden_pairs(taught.hidden_map.as_deref(), &objective, &cache, student.num_hidden_layers)?;
         let evaluation = evaluation_source(data.eval_cache.as_deref(), data.eval_fraction, &cache)?;
         let initialisation = initialisation(shape, &student, &cache, optimisation.seed)?;
@@ -284,6 +287,7 @@ fn student_config(shape: &StudentArguments, cache: &Cache) -> Result<StudentConf
         num_attention_heads: shape.heads,
         intermediate_size: shape.feed_forward,
         embedding_size: shape.embedding_size,
+        wide_embedding: first_weights_are_wide(shape, cache)?,
         activation: shape.activation.as_deref().map(|name| parsed("--activation", name)).transpose()?,
         dropout: Some(shape.dropout),
         attention_dropout: Some(shape.dropout),
@@ -302,6 +306,15 @@ fn student_config(shape: &StudentArguments, cache: &Cache) -> Result<StudentConf
         ));
     }
     Ok(config)
+}
+
+/// Whether first weights come from a teacher that is no ALBERT, whose embeddings are as wide as its hidden states.
+fn first_weights_are_wide(shape: &StudentArguments, cache: &Cache) -> Result<bool> {
+    let Some(path) = &shape.init_from else { return Ok(false) };
+    let beside = weights_file(path).with_file_name("config.json");
+    let caches = cache.directory().join(TEACHER_FOLDER).join("config.json");
+    let config = if beside.is_file() { beside } else { caches };
+    Ok(StudentConfig::read_teacher(&config)?.family != Family::Albert)
 }
 
 /// A flag whose value is one of a few names.

@@ -53,7 +53,15 @@ pub fn save(student: &Student, teacher_files: &Path, directory: &Path) -> Result
 pub fn load(directory: &Path) -> Result<Student> {
     let config = StudentConfig::read(&directory.join(CONFIG_FILE))?;
     let mut file = TensorFile::open(&directory.join(MODEL_FILE))?;
-    Student::new(config, DType::F32, &mut |parameter: &ParameterSpec| file.read(&parameter.name, &parameter.shape))
+    Student::new(config, DType::F32, &mut |parameter: &ParameterSpec| {
+        file.read(&parameter.name, &parameter.shape).map_err(|error| match error {
+            Error::Data { path, field, expected, found, .. } if expected.starts_with("shape") => {
+                let remedy = format!("{CONFIG_FILE} and {MODEL_FILE} are of two students: give a directory as train wrote it");
+                Error::data(path, field, expected, found, remedy)
+            }
+            other => other,
+        })
+    })
 }
 
 /// The files of the cache's `teacher` folder that a student takes along: all but the teacher's own configuration, in alphabetical order. Asked

@@ -42,7 +42,8 @@ impl Progress {
     pub fn step(&self, line: &StepMetrics) {
         // What a narrow terminal cuts off is the parts.
         let parts = line.parts.iter().map(|(part, value)| format!("{} {value:.3}", part.name())).collect::<Vec<_>>().join(", ");
-        let numbers = format!("{:.0} tokens/s, rate {:.1e}, loss {:.3} ({parts})", line.tokens_per_second, line.learning_rate, line.loss);
+        let loss = if parts.is_empty() { "no part of it has a weight here".to_owned() } else { format!("loss {:.3} ({parts})", line.loss) };
+        let numbers = format!("{:.0} tokens/s, rate {:.1e}, {loss}", line.tokens_per_second, line.learning_rate);
         match &self.bar {
             Some(bar) => bar.set_message(numbers),
             None => {

@@ -51,6 +51,16 @@ fn a_temperature_that_the_cache_lacks_is_refused() {
         &refusal(&SmallCache::default(), &["--temperature", "4"], 2),
         &["--temperature", "2, 1", "found 4", "precompute --temperature 4"],
     );
+    for impossible in ["0", "-1", "nan", "inf"] {
+        let message = refusal(&SmallCache::default(), &["--temperature", impossible], 2);
+        assert!(message.contains("choose one of these") && !message.contains("precompute"), "{message}");
+    }
+}
+
+#[test]
+fn a_shape_beyond_the_machine_is_refused_before_it_is_made() {
+    assert_names(&refusal(&SmallCache::default(), &["--hidden-size", "100000000"], 2), &["--hidden-size: ", "memory", "smaller student"]);
+    assert_names(&refusal(&SmallCache::default(), &["--layers", "4294967295"], 2), &["--layers: ", "memory"]);
 }
 
 #[test]
