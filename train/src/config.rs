@@ -12,6 +12,7 @@ use crate::cli::{Arguments, OptimisationArguments, StudentArguments};
 use crate::device;
 use crate::loss::Objective;
 use crate::loss::hidden_map::{HiddenMap, HiddenPair};
+use crate::output::content;
 use crate::student::config::{Overrides, StudentConfig};
 use crate::student::family::Family;
 use crate::student::tensor_source::weights_file;
@@ -164,6 +165,21 @@ impl Config {
     /// The folder with the teacher's configuration and tokenizer files.
     pub fn teacher_folder(&self) -> PathBuf {
         self.cache.directory().join(TEACHER_FOLDER)
+    }
+
+    /// A refusal of other settings, with the path of what has another content now.
+    pub(crate) fn name_files(&self, error: Error) -> Error {
+        let Error::Usage { flag, expected, mut found, remedy } = error else { return error };
+        let evaluation = if let EvaluationSource::Cache(cache) = &self.evaluation { Some(cache.directory()) } else { None };
+        let first = if let Initialisation::Teacher { path, .. } = &self.initialisation { Some(path.as_path()) } else { None };
+        let files = [("cache", Some(self.cache.directory())), ("eval-cache", evaluation), ("init-from", first)];
+        for (name, path) in files {
+            if let (Some(path), Some(fingerprint)) = (path, self.settings.get(name)) {
+                let content = content(fingerprint);
+                found = found.replace(&format!("now {content}"), &format!("now {} with {content}", path.display()));
+            }
+        }
+        Error::Usage { flag, expected, found, remedy }
     }
 
     /// Threads do not belong to the settings: they change rounding at most. Nor does what only says where to stop and what to keep.

@@ -63,10 +63,11 @@ use trainer::{Outcome, StopSignal};
 /// [`Checkpoints::newest`] and [`trainer::train`] for the rest.
 pub fn run(config: &Config, stop: &StopSignal) -> Result<String> {
     let mut progress = Progress::new(config.quiet);
-    output::examine(&config.out, &config.settings)?;
+    let examine = || output::examine(&config.out, &config.settings).map_err(|error| config.name_files(error));
+    examine()?;
     let _lock = output::claim(&config.out)?;
     // Looked at again now that nobody else writes it.
-    let occupancy = output::examine(&config.out, &config.settings)?;
+    let occupancy = examine()?;
     if matches!(occupancy, Occupancy::Finished { same_length: true, .. }) {
         let (out, table) = (config.out.display(), Summary::read(&config.out)?.table());
         return Ok(format!("{out} already holds the finished student of these settings: nothing was trained.\n\n{table}"));

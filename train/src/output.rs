@@ -3,6 +3,7 @@
 use logitcache::atomic_file::write_bytes_atomically;
 use logitcache::directory_lock::{DirectoryLock, LOCK_FILE};
 use logitcache::error::{Error, Result};
+use logitcache::fingerprint::Fingerprint;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -154,15 +155,28 @@ pub fn explain_refusal(error: Error, directory: &Path, last: Option<&Path>) -> E
     Error::data(path, action, expected, source.to_string(), remedy)
 }
 
+/// How a file or cache is told from another, for a person.
+pub fn content(fingerprint: &str) -> String {
+    format!("the content of SHA-256 {fingerprint}")
+}
+
 /// `name: is stored, asked is ...` for each setting that differs.
 fn differences(stored: &BTreeMap<String, String>, asked: &BTreeMap<String, String>) -> Vec<String> {
     let names: std::collections::BTreeSet<&String> = stored.keys().chain(asked.keys()).collect();
-    let said = |value: Option<&String>| value.cloned().unwrap_or("not given".to_owned());
+    let said = |value: Option<&String>| match value {
+        None => "not given".to_owned(),
+        Some(value) if value.parse::<Fingerprint>().is_ok() => content(value),
+        Some(value) => value.clone(),
+    };
     names
         .into_iter()
         .filter(|name| !MAY_CHANGE.contains(&name.as_str()) && stored.get(*name) != asked.get(*name))
         .map(|name| {
-            let flag = if name == "teacher" { "the cache's teacher".to_owned() } else { format!("--{name}") };
+            let flag = match name.as_str() {
+                "teacher" => "the cache's teacher".to_owned(),
+                "held-out-by" => "what is held out together".to_owned(),
+                _ => format!("--{name}"),
+            };
             format!("{flag} was {}, now {}", said(stored.get(name)), said(asked.get(name)))
         })
         .collect()

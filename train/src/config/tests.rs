@@ -46,6 +46,23 @@ fn settings_name_what_makes_a_run_another_one() {
 }
 
 #[test]
+fn a_refusal_of_other_contents_names_where_they_lie() {
+    let directory = tempfile::tempdir().unwrap();
+    let out = directory.path().join("out");
+    let [cache, other] = [("cache", "corpus"), ("other", "another")]
+        .map(|(name, corpus)| SmallCache { corpus, ..SmallCache::default() }.write(directory.path(), name));
+    let with_cache = check(&cache, &["--eval-cache", &other.display().to_string()]).unwrap();
+    std::fs::create_dir(&out).unwrap();
+    crate::output::RunRecord::new(&with_cache.settings, 1, false).write(&out).unwrap();
+    let config = check(&other, &[]).unwrap();
+    let error = config.name_files(crate::output::examine(&out, &config.settings).unwrap_err());
+    let place = format!("now {} with the content of SHA-256 {}", other.display(), config.settings["cache"]);
+    let was = format!("--cache was the content of SHA-256 {}", with_cache.settings["cache"]);
+    assert_names(&error.to_string(), &[&place, &was, "what is held out together was not given, now document"]);
+    assert!(!error.to_string().contains("--held-out-by"), "{error}");
+}
+
+#[test]
 fn a_temperature_that_the_cache_lacks_is_refused() {
     assert_names(
         &refusal(&SmallCache::default(), &["--temperature", "4"], 2),
