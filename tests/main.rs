@@ -6,6 +6,8 @@ mod config_file;
 mod fixtures;
 #[path = "suite/goldens.rs"]
 mod goldens;
+#[path = "suite/objectives.rs"]
+mod objectives;
 #[path = "suite/onnx_export.rs"]
 mod onnx_export;
 #[path = "suite/readers.rs"]

@@ -22,6 +22,8 @@ pub enum Purpose {
     HoldingOut = 6,
     /// The inputs of a model that is timed. Key: batch, length.
     Timing = 7,
+    /// Random first weights of what maps a student's hidden states to the teacher's width. Key: the states of both.
+    Projections = 8,
 }
 
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;

@@ -172,9 +172,13 @@ fn a_temperature_that_the_cache_does_not_hold_is_refused_listing_those_it_holds(
 }
 
 #[test]
-fn a_cosine_part_needs_equal_widths() {
+fn hidden_states_that_are_not_there_are_refused() {
     let place = Place::new();
-    place.train(&CACHES.train()).args("--hidden-size 128").run().refused(2, &["cos", "128", "256"]);
+    let refused = |flags: &str, words: &[&str]| place.train(&CACHES.train()).args(flags).run().refused(2, words);
+    refused("--hidden-map 7:12", &["--hidden-map", "the student's states", "7:12"]);
+    refused("--hidden-map 6:13", &["--hidden-map", "the teacher's states", "6:13"]);
+    refused("--hidden-map even", &["--hidden-map", "precompute --hidden-layers 2,4,6,8,10,12"]);
+    refused("--hidden-map last --loss ce=1", &["--hidden-map", "cos or hidden-mse"]);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What was typed, checked and resolved. [`Config::check`] is the only way to a [`Config`], and a run accepts nothing else: whatever can be
 //! refused is refused here, before any work.
 
+mod hidden;
 mod resolved;
 
 pub use resolved::RESOLVED_FILE;
@@ -9,6 +10,7 @@ use crate::batcher::{Duration, Targets};
 use crate::cli::{Arguments, OptimisationArguments, StudentArguments};
 use crate::device;
 use crate::loss::Objective;
+use crate::loss::hidden_map::{HiddenMap, HiddenPair};
 use crate::student::config::{Overrides, StudentConfig};
 use crate::student::tensor_source::weights_file;
 use crate::student::{FirstWeights, InitWidths, TeacherTensors};
@@ -63,8 +65,8 @@ pub struct Config {
     pub(crate) targets: Targets,
     pub(crate) temperature: f32,
     pub(crate) objective: Objective,
-    /// Hidden layers to read: the teacher's last where the cosine part has a weight, else none.
-    pub(crate) hidden_layers: Vec<u32>,
+    /// Which hidden states are compared; none where no part of the objective does.
+    pub(crate) hidden_pairs: Vec<HiddenPair>,
     pub(crate) duration: Duration,
     pub(crate) batch_tokens: u64,
     pub(crate) accumulate: u64,
@@ -118,10 +120,7 @@ impl Config {
         let temperature = taught.temperature.unwrap_or_else(|| cache.spec().logits_temperature());
         let targets = Targets::new(cache.spec(), temperature, false, taught.top_k)?;
         let student = student_config(shape, &cache)?;
-        let hidden_layers = match objective.parts().find(|part| part.is_of_hidden()) {
-            Some(part) => vec![last_layer(&cache, &student, part.name())?],
-            None => Vec::new(),
-        };
+        let hidden_pairs = hidden::hidden_pairs(taught.hidden_map.as_deref(), &objective, &cache, student.num_hidden_layers)?;
         let evaluation = evaluation_source(data.eval_cache.as_deref(), data.eval_fraction, &cache)?;
         let initialisation = initialisation(shape, &student, &cache, optimisation.seed)?;
         let duration = duration(optimisation)?;
@@ -134,7 +133,7 @@ impl Config {
             targets,
             temperature,
             objective,
-            hidden_layers,
+            hidden_pairs,
             duration,
             batch_tokens: optimisation.batch_tokens,
             accumulate: optimisation.accumulate,
@@ -197,6 +196,9 @@ impl Config {
         set("temperature", &self.temperature);
         set("top-k", &self.targets.k());
         set("loss", &self.objective);
+        if !self.hidden_pairs.is_empty() {
+            set("hidden-map", &HiddenMap::Pairs(self.hidden_pairs.clone()));
+        }
         match self.duration {
             Duration::Epochs(epochs) => set("epochs", &epochs),
             Duration::Steps(steps) => set("steps", &steps),
@@ -319,35 +321,6 @@ fn name_the_flag(error: Error) -> Error {
         _ => return Error::Invalid { field, expected, found },
     };
     Error::usage(flag, expected.replace("hidden_size", "--hidden-size"), found, "change one of the student's flags")
-}
-
-/// The teacher's last layer, if `part`, which is of the hidden states, can be computed.
-fn last_layer(cache: &Cache, student: &StudentConfig, part: &str) -> Result<u32> {
-    let (spec, last) = (cache.spec(), cache.manifest().teacher.layers);
-    if last == 0 || !spec.hidden_layers().contains(&last) {
-        let held = match spec.hidden_layers() {
-            [] => "no hidden states".to_owned(),
-            layers => format!("layers {layers:?} of {last}"),
-        };
-        let remedy = format!("use --loss with {part}=0, or make the cache anew with precompute --hidden-layers last");
-        return Err(Error::usage(
-            "--loss",
-            format!("a cache with the teacher's last hidden state, for {part}"),
-            format!("a cache with {held}"),
-            remedy,
-        ));
-    }
-    if spec.hidden_size() != student.hidden_size {
-        let found = format!("{part} with --hidden-size {}", student.hidden_size);
-        let remedy = format!("use --loss with {part}=0, or the teacher's width");
-        return Err(Error::usage(
-            "--loss",
-            format!("a student as wide as the teacher's {}, for {part}", spec.hidden_size()),
-            found,
-            remedy,
-        ));
-    }
-    Ok(last)
 }
 
 fn evaluation_source(eval_cache: Option<&Path>, fraction: Option<f64>, cache: &Cache) -> Result<EvaluationSource> {

@@ -51,7 +51,7 @@ use output::{Occupancy, RunRecord};
 use progress::Progress;
 use student::init::TeacherTensors;
 use student::random::at_random;
-use student::{ParameterSpec, Student};
+use student::{HiddenObjective, ParameterSpec, Student};
 use summary::Summary;
 use trainer::{Outcome, StopSignal};
 
@@ -129,6 +129,12 @@ fn initial_student(config: &Config) -> Result<Student> {
             Student::new(shape.clone(), candle_core::DType::F32, &mut |parameter: &ParameterSpec| teacher.values(parameter))
         }
     }
+}
+
+/// What the student's hidden states are compared with, its projections as they are first.
+fn hidden_objective(config: &Config) -> Result<HiddenObjective> {
+    let widths = (config.student.hidden_size, config.cache.spec().hidden_size());
+    HiddenObjective::new(&config.hidden_pairs, widths, candle_core::DType::F32, config.seed)
 }
 
 fn write_curves(config: &Config, student: &Student, log: &MetricsLog, steps: u64) -> Result<()> {

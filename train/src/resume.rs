@@ -3,13 +3,13 @@
 use crate::batcher::{Duration, StepArithmetic};
 use crate::checkpoint::{Checkpoint, Checkpoints};
 use crate::config::Config;
-use crate::initial_student;
 use crate::metrics::MetricsLog;
 use crate::optim::Moments;
 use crate::output::{Occupancy, refuse_other_settings};
 use crate::progress::Progress;
 use crate::student::Student;
-use crate::trainer::{RunState, Start};
+use crate::trainer::{RunState, Start, trainable};
+use crate::{hidden_objective, initial_student};
 use logitcache::error::{Error, Result};
 use std::ffi::OsString;
 
@@ -74,8 +74,9 @@ fn length_flag(config: &Config) -> &'static str {
 /// First weights that cannot be read, a log that cannot be made.
 pub(crate) fn from_the_start(config: &Config) -> Result<(Student, Start, MetricsLog)> {
     let student = initial_student(config)?;
-    let start = Start { state: RunState::default(), moments: Moments::zeros(student.parameters()) };
-    Ok((student, start, MetricsLog::create(&config.out)?))
+    let hidden = hidden_objective(config)?;
+    let moments = Moments::zeros(&trainable(&student, &hidden));
+    Ok((student, Start { state: RunState::default(), hidden, moments }, MetricsLog::create(&config.out)?))
 }
 
 /// A run as `checkpoint` has it, with its log cut back to that moment.
@@ -84,9 +85,11 @@ pub(crate) fn from_the_start(config: &Config) -> Result<(Student, Start, Metrics
 /// Parameters that are not those of the run, a log that is too short.
 pub(crate) fn from_checkpoint(config: &Config, checkpoint: &Checkpoint) -> Result<(Student, Start, MetricsLog)> {
     let student = checkpoint.student(&config.student)?;
-    let moments = checkpoint.moments(student.parameters())?;
+    let hidden = hidden_objective(config)?;
+    checkpoint.restore_projections(hidden.parameters())?;
+    let moments = checkpoint.moments(&trainable(&student, &hidden))?;
     let log = MetricsLog::resume(&config.out, checkpoint.state().metrics_bytes)?;
-    Ok((student, Start { state: checkpoint.state().run.clone(), moments }, log))
+    Ok((student, Start { state: checkpoint.state().run.clone(), hidden, moments }, log))
 }
 
 /// How to continue after a signal.

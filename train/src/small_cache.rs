@@ -4,7 +4,7 @@ use crate::cli::Arguments;
 use clap::Parser;
 use logitcache::cache::manifest::{CorpusCounts, FORMAT_VERSION, Fingerprints, Manifest, TeacherSummary};
 use logitcache::cache::record::{IGNORED_LABEL, Record};
-use logitcache::cache::writer::write_shard;
+use logitcache::cache::writer::{write_shard, write_vocabulary};
 use logitcache::fingerprint::Fingerprint;
 use logitcache::oracle::stored_targets;
 use logitcache::seed::{Purpose, RandomStream};
@@ -56,6 +56,7 @@ impl SmallCache {
         std::fs::create_dir_all(directory.join("teacher")).unwrap();
         std::fs::write(directory.join("teacher/config.json"), TEACHER_CONFIG).unwrap();
         std::fs::write(directory.join("teacher/tokenizer.json"), "{}").unwrap();
+        write_vocabulary(&directory, &(0..VOCABULARY).map(|id| format!("token {id}")).collect::<Vec<_>>()).unwrap();
         let spec = self.spec();
         let run = format!("{} {} {:?}", self.teacher, self.corpus, (self.shards_per_pass, self.rows_per_shard, self.passes));
         let of = |text: &str| Fingerprint::of_bytes(text.as_bytes());

@@ -4,7 +4,7 @@ mod nonfinite;
 mod state;
 mod steps;
 
-pub use state::{RunState, Start};
+pub use state::{RunState, Start, trainable};
 pub use steps::plan;
 
 use crate::batcher::{Step, StepArithmetic};
@@ -18,7 +18,7 @@ use crate::metrics::{EvaluationMetrics, Line, MetricsLog, StepMetrics};
 use crate::optim::{AdamW, AdamWSettings, Schedule, measure};
 use crate::progress::Progress;
 use crate::stream::Selection;
-use crate::student::Student;
+use crate::student::{HiddenObjective, Student};
 use logitcache::cache::reader::Cache;
 use logitcache::error::{Error, Result};
 use nonfinite::NonFinite;
@@ -154,6 +154,7 @@ pub fn train(
 struct Run<'a> {
     config: &'a Config,
     student: &'a Student,
+    hidden: HiddenObjective,
     plan: &'a StepArithmetic,
     log: &'a mut MetricsLog,
     checkpoints: &'a Checkpoints,
@@ -176,12 +177,26 @@ impl<'a> Run<'a> {
         progress: &'a Progress,
     ) -> Result<Self> {
         let settings = AdamWSettings { weight_decay: config.weight_decay, ..AdamWSettings::default() };
-        let trainable = student.parameters().to_vec();
-        let Start { state, moments } = start;
+        let Start { state, hidden, moments } = start;
+        let trainable = trainable(student, &hidden);
         let optimiser = AdamW::new(settings, moments, &trainable)?;
         let schedule = Schedule::new(config.learning_rate, Schedule::warmup_steps(config.warmup, plan.steps)?, plan.steps)?;
         let (seconds_before, started) = (state.seconds, Instant::now());
-        Ok(Self { config, student, plan, log, checkpoints, progress, trainable, optimiser, schedule, state, seconds_before, started })
+        Ok(Self {
+            config,
+            student,
+            hidden,
+            plan,
+            log,
+            checkpoints,
+            progress,
+            trainable,
+            optimiser,
+            schedule,
+            state,
+            seconds_before,
+            started,
+        })
     }
 
     fn epoch(&self) -> f64 {
@@ -198,7 +213,7 @@ impl<'a> Run<'a> {
         let dropout = self.student.dropout_plan(self.config.seed, number);
         let temperature = f64::from(self.config.temperature);
         let objective = StepObjective::new(&self.config.objective, (number, self.plan.steps), temperature, step.normalisers());
-        let passes = accumulate_gradients(self.student, step, &objective, &dropout)?;
+        let passes = accumulate_gradients((self.student, &self.hidden), step, &objective, &dropout)?;
         let update_at = Instant::now();
         let clipped = measure(&self.trainable, self.config.clip).map_err(failed("gradient norm"))?;
         if !passes.parts.total.is_finite() || !clipped.norm.is_finite() {
@@ -296,11 +311,16 @@ struct Passes {
 
 /// Forward and backward for each micro-batch. The gradients add up in the parameters; since every part is divided by the counts of the whole
 /// step, the sum does not depend on how the step was split.
-fn accumulate_gradients(student: &Student, step: &Step, objective: &StepObjective, dropout: &DropoutPlan) -> Result<Passes> {
+fn accumulate_gradients(
+    (student, hidden): (&Student, &HiddenObjective),
+    step: &Step,
+    objective: &StepObjective,
+    dropout: &DropoutPlan,
+) -> Result<Passes> {
     let mut passes = Passes { parts: LossParts::default(), forward_ms: 0.0, backward_ms: 0.0, first_nonfinite: None };
     for (index, batch) in step.micro_batches.iter().enumerate() {
         let forward_at = Instant::now();
-        let (loss, parts) = student.loss(batch, objective, dropout).map_err(failed("forward pass"))?;
+        let (loss, parts) = student.mapped_loss(batch, objective, hidden, dropout).map_err(failed("forward pass"))?;
         if !parts.total.is_finite() {
             passes.first_nonfinite.get_or_insert(index);
         }

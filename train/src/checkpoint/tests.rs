@@ -3,7 +3,11 @@
 use super::*;
 use crate::metrics::METRICS_FILE;
 use crate::small_cache::{SmallCache, arguments};
+use crate::student::layout;
+use crate::student::tensor_file::TensorFile;
+use crate::student::tensor_source::TensorSource;
 use crate::trainer::StopSignal;
+use std::collections::BTreeSet;
 use std::path::Path;
 use tempfile::TempDir;
 
@@ -13,20 +17,49 @@ const RUN: &[&str] =
 
 const SCHEDULED: &str = "ce=5,mlm=2:schedule=wsd:warmup=0.2:decay=0.3,cos=1:schedule=linear";
 
+/// The same with a student half as wide as its teacher, two of whose states it learns from through projections.
+const NARROW: &[&str] = &[
+    "--accumulate",
+    "2",
+    "--dropout",
+    "0.1",
+    "--epochs",
+    "3",
+    "--log-every",
+    "3",
+    "--eval-every",
+    "4",
+    "--layers",
+    "2",
+    "--hidden-size",
+    "8",
+    "--heads",
+    "2",
+    "--hidden-map",
+    "1:1,2:2",
+    "--loss",
+    "ce=5,mlm=2,cos=1:schedule=linear,hidden-mse=1",
+];
+
 struct Place {
     folder: TempDir,
     cache: PathBuf,
+    run: &'static [&'static str],
 }
 
 impl Place {
     fn new() -> Self {
+        Self::with(&SmallCache::default(), RUN)
+    }
+
+    fn with(cache: &SmallCache, run: &'static [&'static str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let cache = SmallCache::default().write(folder.path(), "cache");
-        Self { folder, cache }
+        let cache = cache.write(folder.path(), "cache");
+        Self { folder, cache, run }
     }
 
     fn config(&self, out: &str, extra: &[&str]) -> Config {
-        let all = [RUN, &["--eval-fraction", "0.1"], extra].concat();
+        let all = [self.run, &["--eval-fraction", "0.1"], extra].concat();
         Config::check(&arguments(&self.cache, &self.folder.path().join(out), &all)).unwrap()
     }
 
@@ -93,6 +126,47 @@ fn a_run_that_stops_after_any_step_is_the_run_that_never_stopped() {
         assert!(weights(&name) == expected, "after step {step}: other weights");
         assert_eq!(metrics(&place.path(&name)), log, "after step {step}");
     }
+}
+
+#[test]
+fn projections_go_on_with_the_student_and_are_no_part_of_it() {
+    let place = Place::with(&SmallCache { hidden_layers: vec![1, 2], ..SmallCache::default() }, NARROW);
+    place.run("whole", &["--checkpoint-every", "1", "--keep", "100"]).unwrap();
+    let steps = place.steps("whole");
+    let last = format!("checkpoints/step-{:08}", steps[steps.len() - 1]);
+    let files = |out: &str| {
+        let checkpoint = place.path(out).join(&last);
+        [PROJECTIONS_FILE, OPTIMIZER_FILE, "model.safetensors"].map(|name| std::fs::read(checkpoint.join(name)).unwrap())
+    };
+    let (expected, log) = (files("whole"), metrics(&place.path("whole")));
+    for step in steps {
+        let name = format!("killed-{step}");
+        place.killed_after(step, &name);
+        place.run(&name, &["--checkpoint-every", "7", "--resume"]).unwrap();
+        assert!(files(&name) == expected, "after step {step}: other weights, projections or moments");
+        assert_eq!(metrics(&place.path(&name)), log, "after step {step}");
+    }
+    // What the projections are: in the checkpoint, moved from where the seed put them, and nowhere in the student.
+    let config = place.config("whole", &[]);
+    let drawn = crate::hidden_objective(&config).unwrap();
+    let mut saved = TensorFile::open(&place.path("whole").join(&last).join(PROJECTIONS_FILE)).unwrap();
+    assert_eq!(drawn.parameters().len(), 4);
+    for projection in drawn.parameters() {
+        let values = projection.with_value(|values: &[f32]| values.to_vec()).unwrap();
+        assert_ne!(saved.read(projection.name(), projection.shape().dims()).unwrap(), values, "{} was not trained", projection.name());
+    }
+    let expected: Vec<String> = layout(&config.student).into_iter().map(|parameter| parameter.name).collect();
+    for path in ["model.safetensors".to_owned(), format!("{last}/model.safetensors")] {
+        let names = TensorFile::open(&place.path("whole").join(path)).unwrap().names();
+        assert_eq!(names.iter().collect::<BTreeSet<_>>(), expected.iter().collect::<BTreeSet<_>>());
+    }
+    // Another map is another run.
+    place.killed_after(4, "other");
+    let mut all = [NARROW, &["--eval-fraction", "0.1"]].concat();
+    *all.iter_mut().find(|word| **word == "1:1,2:2").unwrap() = "2:2";
+    let other = Config::check(&arguments(&place.cache, &place.path("other"), &all)).unwrap();
+    let error = crate::run(&other, &StopSignal::default()).unwrap_err().to_string();
+    assert!(error.contains("--hidden-map was 1:1,2:2, now 2:2"), "{error}");
 }
 
 #[test]

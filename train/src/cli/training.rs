@@ -111,6 +111,11 @@ pub struct ObjectiveArguments {
     /// renormalised-teacher, renormalised-both or uniform (ids that are not stored); schedule=constant, linear or wsd, with end, warmup, decay
     #[arg(long, value_name = "PARTS", default_value = "ce=5,mlm=2,cos=1")]
     pub loss: String,
+    /// Which hidden states cos and hidden-mse compare, each a mean over the pairs: a list of STUDENT:TEACHER, such as 3:6,6:12 (0 is the embedding
+    /// output, i the output of layer i), or last, first (the last or first layer of both) or even (each layer of the student, spread over the
+    /// teacher's). Where the widths differ, a projection is learned beside the student and dropped with the training [default: last]
+    #[arg(long, value_name = "MAP")]
+    pub hidden_map: Option<String>,
     /// Stored ids to use per position, the most probable ones: as if the cache, of up to 64 ids, had been written with this --top-k
     /// [default: all]
     #[arg(long, value_name = "K")]

@@ -51,6 +51,7 @@ impl Config {
         }
         objective.temperature = Some(self.temperature);
         objective.loss = self.objective.to_string();
+        // --hidden-map stays as it was typed: a default written out would refuse a --loss beside the file that has no use for it.
         if let Duration::Epochs(epochs) = self.duration {
             optimisation.epochs = Some(epochs);
         }

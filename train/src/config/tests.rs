@@ -27,7 +27,7 @@ fn defaults_come_from_the_cache() {
         (config.temperature, config.student.hidden_size, config.student.num_attention_heads, config.student.num_hidden_layers),
         (2.0, 16, 2, 1)
     );
-    assert_eq!((config.duration, config.hidden_layers), (Duration::Epochs(3), vec![2]));
+    assert_eq!((config.duration, config.settings["hidden-map"].as_str()), (Duration::Epochs(3), "1:2"));
     assert_eq!(config.settings["loss"], "ce=5,mlm=2,cos=1");
     assert!(matches!(config.evaluation, EvaluationSource::HeldOut(share) if share == DEFAULT_EVAL_FRACTION));
 }
@@ -38,7 +38,9 @@ fn settings_name_what_makes_a_run_another_one() {
     let cache = SmallCache::default().write(directory.path(), "cache");
     let settings = |extra: &[&str]| check(&cache, extra).unwrap().settings;
     assert_eq!(settings(&[]), settings(&["--temperature", "2"]), "a default and the same value typed");
-    for extra in [&["--seed", "1"], &["--clip", "1"], &["--steps", "3"], &["--eval-fraction", "0"], &["--loss", "ce=1"]] {
+    for extra in
+        [&["--seed", "1"], &["--clip", "1"], &["--steps", "3"], &["--eval-fraction", "0"], &["--loss", "ce=1"], &["--hidden-map", "0:2"]]
+    {
         assert_ne!(settings(&[]), settings(extra), "{extra:?}");
     }
 }
@@ -52,14 +54,39 @@ fn a_temperature_that_the_cache_lacks_is_refused() {
 }
 
 #[test]
-fn a_cosine_part_needs_the_last_layer_and_the_same_width() {
+fn a_loss_of_hidden_states_needs_those_it_compares_and_no_width() {
     let without = SmallCache { hidden_layers: vec![], ..SmallCache::default() };
     assert_names(&refusal(&without, &[], 2), &["--loss", "no hidden states", "precompute --hidden-layers last"]);
     let another = SmallCache { hidden_layers: vec![0, 1], ..SmallCache::default() };
-    assert_names(&refusal(&another, &[], 2), &["[0, 1]", "precompute --hidden-layers last"]);
-    assert_names(&refusal(&SmallCache::default(), &["--hidden-size", "8"], 2), &["--hidden-size 8", "the teacher's 16"]);
+    assert_names(&refusal(&another, &[], 2), &["0,1 of 2", "precompute --hidden-layers last"]);
     let directory = tempfile::tempdir().unwrap();
     assert!(check(&without.write(directory.path(), "cache"), &["--loss", "ce=5,mlm=2", "--hidden-size", "8"]).is_ok());
+    assert!(check(&SmallCache::default().write(directory.path(), "hidden"), &["--hidden-size", "8"]).is_ok());
+}
+
+#[test]
+fn a_map_of_hidden_states_is_resolved_or_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let all = SmallCache { hidden_layers: vec![0, 1, 2], ..SmallCache::default() };
+    let cache = all.write(directory.path(), "cache");
+    let resolved = |map: &str| check(&cache, &["--layers", "2", "--hidden-map", map]).unwrap().settings["hidden-map"].clone();
+    assert_eq!(["last", "first", "even", "2:0,0:1"].map(resolved), ["2:2", "1:1", "1:1,2:2", "0:1,2:0"]);
+    let plain = check(&cache, &["--loss", "ce=1"]).unwrap();
+    assert!(plain.hidden_pairs.is_empty() && !plain.settings.contains_key("hidden-map"));
+    for (extra, words) in [
+        (&["--hidden-map", "2:2"][..], &["--hidden-map", "the student's states 0 (embeddings) to 1", "found 2:2"][..]),
+        (&["--hidden-map", "1:3"], &["--hidden-map", "the teacher's states 0 (embeddings) to 2", "found 1:3"]),
+        (&["--hidden-map", "1:2,1:2"], &["--hidden-map", "1:2 twice"]),
+        (&["--hidden-map", "1-2"], &["--hidden-map", "STUDENT:TEACHER", "1-2"]),
+        (&["--hidden-map", "last", "--loss", "ce=1"], &["--hidden-map", "cos or hidden-mse in --loss", "--loss ce=1"]),
+    ] {
+        assert_names(&refusal(&all, extra, 2), words);
+    }
+    let last = SmallCache::default();
+    let lacking = refusal(&last, &["--hidden-map", "0:0,1:1,1:2"], 2);
+    assert_names(&lacking, &["--hidden-map", "hidden states 0,1,2", "layers 2 of 2", "precompute --hidden-layers 0,1,2"]);
+    let mse = refusal(&SmallCache { hidden_layers: vec![], ..last }, &["--loss", "ce=1,hidden-mse=1"], 2);
+    assert_names(&mse, &["--loss", "hidden-mse", "no hidden states", "precompute --hidden-layers last"]);
 }
 
 #[test]

@@ -51,7 +51,7 @@ pub mod packing;
 pub mod parameter;
 mod precomputed;
 #[cfg(test)]
-mod proof;
+pub(crate) mod proof;
 pub mod self_attention;
 mod storage;
 

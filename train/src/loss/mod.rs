@@ -2,12 +2,13 @@
 //!
 //! Each file of an objective holds it as a function of a row or of one outcome, without tensors; `kernels::head_loss` and `kernels::cosine`
 //! run them over batches. [`objective`] reads `--loss`, [`weight_schedule`] says what a part weighs at a step, [`tail`] what is made of the
-//! probability that lies outside the stored ids.
+//! probability that lies outside the stored ids, [`hidden_map`] which hidden states are compared.
 
 pub mod cosine;
 pub mod cross_entropy;
 pub mod forward_kl;
 pub mod ghost_kl;
+pub mod hidden_map;
 pub mod jensen_shannon;
 pub mod logit_mse;
 pub mod objective;

@@ -4,14 +4,9 @@ use super::ParameterTable;
 use super::config::StudentConfig;
 use super::names::Role;
 use crate::batcher::Batch;
-use crate::kernels::{
-    Activation, Affine, HeadTargets, cosine_loss, gather_rows, head_loss, hidden_mse_loss, layer_norm, linear, linear_activated,
-};
-use crate::loss::{LossParts, Part, StepObjective};
+use crate::kernels::{Activation, Affine, HeadTargets, gather_rows, head_loss, layer_norm, linear, linear_activated};
+use crate::loss::{LossParts, PARTS, Part, StepObjective};
 use candle_core::{Result, Tensor};
-
-/// The student's states, the teacher's, a weight and the rows of the step: the weighted scalar and the number without its weight.
-type HiddenLoss = fn(&Tensor, &[f32], f64, usize) -> Result<(Tensor, f64)>;
 
 pub(super) struct MaskedLmHead {
     transform: Affine,
@@ -39,8 +34,8 @@ impl MaskedLmHead {
         linear(&self.transformed(hidden, asked)?, &self.decoder)
     }
 
-    /// The weighted loss of a micro-batch and its parts; see [`super::Student::loss`]. `hidden` is `[tokens, hidden]`.
-    pub(super) fn loss(&self, hidden: &Tensor, batch: &Batch, step: &StepObjective) -> Result<(Tensor, LossParts)> {
+    /// What the parts of the logits weigh in a micro-batch, and their values; see [`super::Student::loss`]. `hidden` is `[tokens, hidden]`.
+    pub(super) fn loss(&self, hidden: &Tensor, batch: &Batch, step: &StepObjective) -> Result<(Tensor, [f64; PARTS])> {
         // What a backward pass can start from even where a part is turned off or the batch asks nothing.
         let mut total = Tensor::zeros((), hidden.dtype(), hidden.device())?;
         let (weights, mut parts) = (&step.weights, LossParts::default());
@@ -52,13 +47,6 @@ impl MaskedLmHead {
             parts = of_logits;
             total = (total + weighted)?;
         }
-        let of_hidden = [(Part::Cos, cosine_loss as HiddenLoss), (Part::HiddenMse, hidden_mse_loss)];
-        for (part, loss) in of_hidden.into_iter().filter(|(part, _)| weights.has(*part)) {
-            let teacher = batch.hidden.first().map_or(&[][..], Vec::as_slice);
-            let (weighted, value) = loss(hidden, teacher, weights.get(part), step.normalisers.tokens)?;
-            parts.values[part as usize] = value;
-            total = (total + weighted)?;
-        }
-        Ok((total, LossParts::new(weights, parts.values)))
+        Ok((total, parts.values))
     }
 }

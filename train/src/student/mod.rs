@@ -18,6 +18,7 @@ mod config_file;
 mod embeddings;
 pub mod family;
 mod heads;
+pub mod hidden_objective;
 pub mod init;
 pub mod layout;
 pub mod names;
@@ -39,6 +40,7 @@ use std::sync::Arc;
 
 pub use config::{Overrides, StudentConfig};
 pub use family::Family;
+pub use hidden_objective::HiddenObjective;
 pub use init::{FirstWeights, TeacherTensors};
 pub use layout::{ParameterSpec, layout};
 pub use names::{LayerPart, Role};
@@ -99,29 +101,38 @@ impl Student {
         DropoutPlan { seed, step, hidden: self.config.dropout, attention: self.config.attention_dropout }
     }
 
-    /// The last hidden state `[tokens, dim]` of every row, before the head, with what a backward pass needs.
+    /// All hidden states `[tokens, dim]` of every row, with what a backward pass needs: state 0 is what the first layer reads, state i the output
+    /// of layer i, as `hidden_states` has them in `transformers`. A backward pass needs them all anyway, so that they cost nothing here.
     ///
     /// # Errors
     /// Ids outside the vocabulary, a sequence longer than the position embeddings, offsets that do not fit the rows.
-    pub fn forward_hidden(&self, batch: &Batch, dropout: &DropoutPlan) -> candle_core::Result<Tensor> {
+    pub fn forward_states(&self, batch: &Batch, dropout: &DropoutPlan) -> candle_core::Result<Vec<Tensor>> {
         let packing = packing(batch)?;
-        self.encode(self.embeddings.forward(batch, &packing, dropout)?, &packing, dropout)
+        let mut states = Vec::with_capacity(self.blocks.len() + 1);
+        let mut state = self.embeddings.forward(batch, &packing, dropout)?;
+        for block in &self.blocks {
+            let next = block.forward(&state, &packing, dropout)?;
+            states.push(std::mem::replace(&mut state, next));
+        }
+        states.push(state);
+        Ok(states)
     }
 
     /// The last hidden state `[tokens, dim]` without dropout and without keeping anything for a backward pass.
     ///
     /// # Errors
-    /// As [`forward_hidden`](Self::forward_hidden).
+    /// As [`forward_states`](Self::forward_states).
     pub fn hidden_states(&self, batch: &Batch) -> candle_core::Result<Tensor> {
         let (packing, dropout) = (packing(batch)?, DropoutPlan::off());
-        self.encode(self.embeddings.forward(batch, &packing, &dropout)?.detach(), &packing, &dropout)
+        let embedded = self.embeddings.forward(batch, &packing, &dropout)?.detach();
+        self.blocks.iter().try_fold(embedded, |hidden, block| block.forward(&hidden, &packing, &dropout))
     }
 
     /// Logits `[asked, vocabulary]` of the asked rows, without dropout and without keeping anything for a backward pass. They exist whole: the
     /// caller bounds the rows it asks at a time.
     ///
     /// # Errors
-    /// As [`forward_hidden`](Self::forward_hidden); an asked row outside of the batch.
+    /// As [`forward_states`](Self::forward_states); an asked row outside of the batch.
     pub fn logits(&self, batch: &Batch) -> candle_core::Result<Tensor> {
         self.head.logits(&self.hidden_states(batch)?, &batch.asked)
     }
@@ -130,14 +141,27 @@ impl Student {
     /// by name. Sums are divided by the normalisers of the whole step, so that the micro-batches of a step simply add up.
     ///
     /// # Errors
-    /// As [`forward_hidden`](Self::forward_hidden); targets whose number does not fit the asked rows; a cosine part without hidden states.
+    /// As [`mapped_loss`](Self::mapped_loss).
     pub fn loss(&self, batch: &Batch, step: &StepObjective, dropout: &DropoutPlan) -> candle_core::Result<(Tensor, LossParts)> {
-        let hidden = self.forward_hidden(batch, dropout)?;
-        self.head.loss(&hidden, batch, step)
+        self.mapped_loss(batch, step, &HiddenObjective::last(self.blocks.len()), dropout)
     }
 
-    fn encode(&self, embedded: Tensor, packing: &Arc<Packing>, dropout: &DropoutPlan) -> candle_core::Result<Tensor> {
-        self.blocks.iter().try_fold(embedded, |hidden, block| block.forward(&hidden, packing, dropout))
+    /// [`loss`](Self::loss) with the hidden states compared as `hidden` says, not the last ones alone; adds to its projections' gradients too.
+    ///
+    /// # Errors
+    /// As [`forward_states`](Self::forward_states); targets whose number does not fit the asked rows; a part of the hidden states without
+    /// the teacher's.
+    pub fn mapped_loss(
+        &self,
+        batch: &Batch,
+        step: &StepObjective,
+        hidden: &HiddenObjective,
+        dropout: &DropoutPlan,
+    ) -> candle_core::Result<(Tensor, LossParts)> {
+        let states = self.forward_states(batch, dropout)?;
+        let (total, mut values) = self.head.loss(&states[self.blocks.len()], batch, step)?;
+        let total = hidden.add_loss(&states, batch, step, total, &mut values)?;
+        Ok((total, LossParts::new(&step.weights, values)))
     }
 }
 

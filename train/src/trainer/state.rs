@@ -1,8 +1,10 @@
 //! What a run carries from one step to the next beside the student and the optimiser's memory.
 
 use crate::evaluate::Evaluation;
+use crate::kernels::ParameterRef;
 use crate::metrics::StepSums;
 use crate::optim::Moments;
+use crate::student::{HiddenObjective, Student};
 use serde::{Deserialize, Serialize};
 
 /// All of it; the default is a run before its first evaluation.
@@ -34,6 +36,13 @@ pub struct RunState {
 pub struct Start {
     /// See [`RunState`].
     pub state: RunState,
-    /// The optimiser's memory.
+    /// What the student's hidden states are compared with, and the projections that are trained with it.
+    pub hidden: HiddenObjective,
+    /// The optimiser's memory of [`trainable`].
     pub moments: Moments,
+}
+
+/// All that is trained, in the optimiser's order: the student's parameters, then the projections'.
+pub fn trainable(student: &Student, hidden: &HiddenObjective) -> Vec<ParameterRef> {
+    student.parameters().iter().chain(hidden.parameters()).cloned().collect()
 }

@@ -2,6 +2,7 @@
 
 use crate::batcher::{Step, StepArithmetic, Steps};
 use crate::config::{Config, EvaluationSource};
+use crate::loss::hidden_map::teacher_states;
 use crate::stream::{Order, Prefetch, RowStream, Selection};
 use logitcache::cache::record::IGNORED_LABEL;
 use logitcache::error::{Error, Result};
@@ -56,7 +57,7 @@ pub(super) fn epoch_steps(config: &Config, epoch: u64) -> Result<Steps<RowStream
         _ => Selection::All,
     };
     let order = Order::Shuffled { seed: config.seed, epoch };
-    let rows = RowStream::new(&config.cache, &config.hidden_layers, selection, order)?;
+    let rows = RowStream::new(&config.cache, &teacher_states(&config.hidden_pairs), selection, order)?;
     Ok(Steps::new(rows, config.targets, config.batch_tokens, config.accumulate))
 }
 

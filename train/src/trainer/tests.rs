@@ -13,9 +13,10 @@ fn gradients(config: &Config, step: &Step) -> (LossParts, Vec<(String, Vec<f32>)
     let student = crate::initial_student(config).unwrap();
     let dropout = student.dropout_plan(config.seed, 0);
     let objective = StepObjective::new(&config.objective, (0, 1), f64::from(config.temperature), step.normalisers());
-    let passes = accumulate_gradients(&student, step, &objective, &dropout).unwrap();
+    let hidden = crate::hidden_objective(config).unwrap();
+    let passes = accumulate_gradients((&student, &hidden), step, &objective, &dropout).unwrap();
     let gradient = |values: &mut [f32]| values.to_vec();
-    let all = student.parameters().iter().map(|each| (each.name().to_owned(), each.with_gradient(gradient).unwrap()));
+    let all = trainable(&student, &hidden).into_iter().map(|each| (each.name().to_owned(), each.with_gradient(gradient).unwrap()));
     (passes.parts, all.collect())
 }
 
@@ -155,7 +156,8 @@ fn a_step_that_is_not_finite_is_skipped_as_often_as_allowed_and_then_named() {
     let (student, plan) = (crate::initial_student(&config).unwrap(), plan(&config).unwrap());
     std::fs::create_dir_all(&config.out).unwrap();
     let (mut log, checkpoints, progress) = (MetricsLog::create(&config.out).unwrap(), Checkpoints::new(&config), Progress::new(true));
-    let start = Start { state: RunState::default(), moments: crate::optim::Moments::zeros(student.parameters()) };
+    let hidden = crate::hidden_objective(&config).unwrap();
+    let start = Start { state: RunState::default(), hidden, moments: crate::optim::Moments::zeros(student.parameters()) };
     let mut run = Run::new(&config, &student, &plan, start, (&mut log, &checkpoints), &progress).unwrap();
     let steps: Vec<Step> = steps::epoch_steps(&config, 0).unwrap().map(|step| step.unwrap()).collect();
     let values = || student.parameters().iter().map(|each| each.with_value(|values: &[f32]| values.to_vec()).unwrap()).collect::<Vec<_>>();

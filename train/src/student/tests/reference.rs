@@ -105,10 +105,11 @@ fn embedded(values: &Values<'_>, ids: &[u32], types: &[u32]) -> Rows {
     if config.family == Family::Albert { values.linear(Role::EmbeddingMapping, &normalised) } else { normalised }
 }
 
-fn hidden(values: &Values<'_>, ids: &[u32], types: &[u32]) -> Rows {
+/// After the first `layers` layers.
+fn hidden(values: &Values<'_>, ids: &[u32], types: &[u32], layers: usize) -> Rows {
     let config = values.0.config();
     let mut x = embedded(values, ids, types);
-    for layer in 0..config.num_hidden_layers {
+    for layer in 0..layers {
         let layer = if config.family == Family::Albert { 0 } else { layer };
         let part = |part| Role::Layer(layer, part);
         let attended = attention(values, layer, &x, config.num_attention_heads);
@@ -119,13 +120,19 @@ fn hidden(values: &Values<'_>, ids: &[u32], types: &[u32]) -> Rows {
     x
 }
 
-pub(super) fn logits(student: &Student, batch: &Batch) -> Rows {
+/// Every row after the first `layers` layers.
+pub(super) fn states(student: &Student, batch: &Batch, layers: usize) -> Rows {
     let values = Values(student);
     let sequence = |pair: &[usize]| {
         let types = batch.token_type_ids.get(pair[0]..pair[1]).unwrap_or_default();
-        hidden(&values, &batch.input_ids[pair[0]..pair[1]], types)
+        hidden(&values, &batch.input_ids[pair[0]..pair[1]], types, layers)
     };
-    let rows: Rows = batch.offsets.windows(2).flat_map(sequence).collect();
+    batch.offsets.windows(2).flat_map(sequence).collect()
+}
+
+pub(super) fn logits(student: &Student, batch: &Batch) -> Rows {
+    let values = Values(student);
+    let rows = states(student, batch, student.config().num_hidden_layers);
     let asked: Rows = batch.asked.iter().map(|row| rows[*row as usize].clone()).collect();
     let activation = if student.config().family == Family::Roberta { Activation::Gelu } else { student.config().activation };
     let transformed = applied(activation, values.linear(Role::HeadDense, &asked));
