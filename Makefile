@@ -33,6 +33,7 @@ demo: build onnxruntime ## ask the demo teacher about 6,000 reactions, distil it
 	    --init-from data/teacher/model.safetensors --layers 6 --epochs 2 --dropout 0 --seed $(SEED)
 	$(BIN)/train export --student $(DEMO)/student-$(SEED) --onnx
 	$(BIN)/precompute time data/teacher $(DEMO)/student-$(SEED) --batch 1,16 --length 89 --out $(DEMO)/student-$(SEED)/speed.json
+	$(BIN)/train report --student $(DEMO)/student-$(SEED)
 
 test: build onnxruntime $(READERS)/ready ## run every test that needs no PyTorch (fetches 200 MB the first time)
 	ORT_DYLIB_PATH=$(RUNTIME) $(CARGO) test --release --locked --workspace
@@ -43,6 +44,7 @@ test-transformers: announce build onnxruntime ## make the reference numbers anew
 	$(TRANSFORMERS)/bin/python $(SCRIPTS)/make_onnx_fixtures.py --check
 	$(MAKE) --no-print-directory $(TRANSFORMERS)/students
 	$(TRANSFORMERS)/bin/python tests/python/student_in_transformers.py $(TRANSFORMERS)/students/*
+	$(TRANSFORMERS)/bin/python tests/python/tensorboard_reads.py $(TRANSFORMERS)/students/*
 
 # Said before anything is built or fetched.
 .PHONY: announce

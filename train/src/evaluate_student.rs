@@ -3,7 +3,7 @@
 use crate::cli::EvaluateArguments;
 use crate::config::TEACHER_FOLDER;
 use crate::evaluate::pass::for_each_batch;
-use crate::evaluate::{FullEvaluation, FullTally};
+use crate::evaluate::{FullEvaluation, FullTally, NO_TOKENS, tokens};
 use crate::export;
 use crate::stream::Selection;
 use crate::student::Student;
@@ -33,14 +33,16 @@ pub fn run(arguments: &EvaluateArguments) -> Result<String> {
     let pool = pool.map_err(|error| Error::invalid("--threads", "threads that the system gives", error.to_string()))?;
     let mut tally = FullTally::new(cache.spec().vocabulary_size());
     pool.install(|| for_each_batch(&cache, Selection::All, &student, |batch, logits| tally.add(batch, logits)))?;
-    let Some(found) = tally.finish(&cache.vocabulary()?) else {
+    let tokens = tokens(&cache)?;
+    let Some(found) = tally.finish(&tokens) else {
         let remedy = "name a cache that precompute made with masking";
         return Err(Error::data(&arguments.cache, "labels", "masked positions", "none in any row", remedy));
     };
     if let Some(path) = &arguments.out {
         write(&found, path)?;
     }
-    Ok(format!("{}\n{}", json(&found, &arguments.student)?, table(&found)))
+    let note = if tokens.is_empty() { format!("\n{NO_TOKENS}\n") } else { String::new() };
+    Ok(format!("{}\n{}{note}", json(&found, &arguments.student)?, table(&found)))
 }
 
 /// Publishes the figures at `path`.

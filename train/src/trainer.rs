@@ -11,7 +11,7 @@ use crate::batcher::{Step, StepArithmetic};
 use crate::checkpoint::{Checkpoints, Snapshot};
 use crate::config::{Config, EvaluationSource};
 use crate::evaluate::pass::for_each_batch;
-use crate::evaluate::{Evaluation, FullEvaluation, FullTally, Tally};
+use crate::evaluate::{Evaluation, FullEvaluation, FullTally, NO_TOKENS, Tally, tokens};
 use crate::kernels::{DropoutPlan, ParameterRef};
 use crate::loss::{LossParts, PartValues, StepObjective};
 use crate::metrics::{EvaluationMetrics, Line, MetricsLog, StepMetrics};
@@ -74,11 +74,15 @@ fn held_out(config: &Config) -> Option<(&Cache, Selection)> {
 ///
 /// # Errors
 /// See [`evaluate`].
-pub fn evaluate_fully(config: &Config, student: &Student) -> Result<Option<FullEvaluation>> {
+pub fn evaluate_fully(config: &Config, student: &Student, progress: &Progress) -> Result<Option<FullEvaluation>> {
     let Some((cache, selection)) = held_out(config) else { return Ok(None) };
+    let tokens = tokens(cache)?;
+    if tokens.is_empty() {
+        progress.say(NO_TOKENS);
+    }
     let mut tally = FullTally::new(cache.spec().vocabulary_size());
     for_each_batch(cache, selection, student, |batch, logits| tally.add(batch, logits))?;
-    Ok(tally.finish(&cache.vocabulary()?))
+    Ok(tally.finish(&tokens))
 }
 
 /// Measures the student on what is held out; nothing where nothing is.

@@ -12,9 +12,25 @@ pub mod pass;
 pub use full::{FullEvaluation, FullTally};
 
 use crate::batcher::Batch;
+use logitcache::cache::reader::Cache;
 use logitcache::error::{Error, Result};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use std::io::ErrorKind;
+
+/// For a person, where [`tokens`] finds none.
+pub const NO_TOKENS: &str = "The cache has no vocabulary.parquet: ids stand in place of tokens.";
+
+/// The tokens of the cache by id; none where it has no `vocabulary.parquet`, without which everything can still be measured.
+///
+/// # Errors
+/// [`Error::Data`] for a file that is not such a table.
+pub fn tokens(cache: &Cache) -> Result<Vec<String>> {
+    match cache.vocabulary() {
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        read => read,
+    }
+}
 
 /// What an evaluation found. Shares are in [0, 1].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]

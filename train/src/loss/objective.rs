@@ -93,12 +93,12 @@ impl Objective {
             let (subject, bias) = match part {
                 Part::Ce | Part::ReverseKl | Part::Jsd | Part::Tvd => {
                     let tail = self.tail(part);
-                    (format!("{} with tail {}", part.name(), tail.name()), tail.bias()?)
+                    (format!("{} with tail {}", part.name(), tail.name()), tail.bias(part)?)
                 }
                 Part::LogitMse => (part.name().to_owned(), "it leaves the logits outside the stored ids as they are"),
                 Part::Mlm | Part::Cos | Part::HiddenMse => return None,
             };
-            Some(format!("{subject} is biased where ids are left out: {bias} (k = {k} of {vocabulary}; see README)"))
+            Some(format!("{subject} is biased where ids are left out: {bias} (k = {k} of {vocabulary}; see train/OBJECTIVES.md)"))
         };
         self.parts().filter_map(note).collect()
     }

@@ -45,10 +45,11 @@ impl Tail {
         }
     }
 
-    /// What a truncated cache does to a student that is taught with this tail; nothing where the optimum is the teacher's own.
-    pub fn bias(self) -> Option<&'static str> {
+    /// What a truncated cache does to a student that is taught `part` with this tail; nothing where the optimum is the teacher's own.
+    pub fn bias(self, part: Part) -> Option<&'static str> {
         match self {
             Self::Ghost => None,
+            Self::Zero if part == Part::Tvd => Some("it is content with any p that is nowhere below t on the stored ids"),
             Self::Zero => Some("it pulls p to t/a"),
             Self::RenormalisedTeacher => Some("it pulls p to t/a, surer than the teacher"),
             Self::RenormalisedBoth => Some("it says nothing of the ids outside the stored ones, whatever they get"),

@@ -98,6 +98,20 @@ impl TeacherShape {
     }
 
     fn check(&self, file: &dyn TensorSource, student: &StudentConfig) -> Result<()> {
+        // Before the widths: another vocabulary says that it is another model altogether.
+        let held = self.positions.saturating_sub(self.first_position);
+        let (words, positions) = (student.vocab_size, student.longest_sequence());
+        let rows = [
+            (Role::WordEmbeddings, words, self.vocabulary, self.vocabulary == words),
+            (Role::PositionEmbeddings, positions, held, held >= positions),
+        ];
+        for (role, wanted, held, fits) in rows {
+            if !fits {
+                let field = format!("tensor {}", tensor_name(file, self.family, role, false));
+                let remedy = "start from the cache's teacher or a model with its tokenizer and length, or at random";
+                return Err(Error::data(file.path(), field, format!("{wanted} rows to use"), held.to_string(), remedy));
+            }
+        }
         let path = file.path().display();
         let random = "or leave --init-from out for random weights";
         let widths = [
@@ -131,15 +145,6 @@ impl TeacherShape {
         if albert(self.family) && file.contains(&format!("{second}.weight")) {
             let expected = "one inner layer in each group (inner_group_num 1)";
             return Err(Error::data(file.path(), "tensor names", expected, format!("{second}.weight"), "start at random"));
-        }
-        let held = self.positions.saturating_sub(self.first_position);
-        let counts = [("words", self.vocabulary, student.vocab_size), ("positions", held, student.longest_sequence())];
-        for (what, held, wanted) in counts {
-            if held < wanted || (what == "words" && held != wanted) {
-                let (field, expected) = (format!("embeddings of {what}"), format!("{wanted}, as the cache's teacher has"));
-                let remedy = "start from the cache's teacher or a model with its tokenizer and length, or at random";
-                return Err(Error::data(file.path(), field, expected, held.to_string(), remedy));
-            }
         }
         Ok(())
     }

@@ -124,6 +124,19 @@ fn the_same_seed_gives_the_same_student() {
 }
 
 #[test]
+fn a_cache_without_tokens_trains_and_shows_ids() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = SmallCache::default().write(directory.path(), "cache");
+    std::fs::remove_file(cache.join("vocabulary.parquet")).unwrap();
+    let out = directory.path().join("student");
+    crate::run(&config(&cache, &out, &["--steps", "2", "--eval-fraction", "0.1"]), &StopSignal::default()).unwrap();
+    let read = |name: &str| std::fs::read_to_string(out.join(name)).unwrap();
+    let found: serde_json::Value = serde_json::from_str(&read(crate::evaluate_student::EVALUATION_FILE)).unwrap();
+    assert_eq!(found["disagreements"][0]["seen"], "#1", "the mask's id");
+    assert!(read(crate::report::REPORT_FILE).contains("<mark>#1</mark>"));
+}
+
+#[test]
 fn an_evaluation_cache_is_read_whole() {
     let directory = tempfile::tempdir().unwrap();
     let cache = SmallCache::default().write(directory.path(), "cache");

@@ -80,8 +80,10 @@ fn what_is_biased_on_a_truncated_cache_says_so() {
     assert!(parsed("reverse-kl=1,jsd=1,tvd=1").truncation_notes(64, 591).is_empty());
     let notes = parsed("ce=1:tail=zero,mlm=1,tvd=1:tail=renormalised-both,logit-mse=1").truncation_notes(64, 591);
     assert_eq!(notes.len(), 3);
-    assert_eq!(notes[0], "ce with tail zero is biased where ids are left out: it pulls p to t/a (k = 64 of 591; see README)");
+    assert_eq!(notes[0], "ce with tail zero is biased where ids are left out: it pulls p to t/a (k = 64 of 591; see train/OBJECTIVES.md)");
     assert!(notes[2].starts_with("logit-mse is biased"));
+    let indifferent = parsed("tvd=1:tail=zero").truncation_notes(64, 591);
+    assert!(indifferent[0].contains("nowhere below t"), "{indifferent:?}");
     for tail in Tail::ALL {
         let objective = parsed(&format!("ce=1:tail={}", tail.name()));
         assert_eq!(objective.truncation_notes(64, 591).is_empty(), tail == Tail::Ghost, "{tail:?}");

@@ -158,8 +158,8 @@ fn files_that_cannot_serve_are_refused_with_the_reason() {
             of(|c| (c.family, c.type_vocab_size, c.num_hidden_layers, c.embedding_size) = (Family::Albert, 2, 2, 3)),
             "give --embedding-size 4",
         ),
-        (of(|c| c.vocab_size = 10), "embeddings of words: expected 10"),
-        (of(|c| c.max_position_embeddings = 6), "embeddings of positions: expected 6"),
+        (of(|c| c.vocab_size = 10), "word_embeddings.weight: expected 10 rows to use, found 11"),
+        (of(|c| c.max_position_embeddings = 6), "position_embeddings.weight: expected 6 rows to use, found 5"),
     ];
     for (student, expected) in cases {
         let found = refused(&path, &student, &heads).to_string();
