@@ -48,11 +48,16 @@ impl Summary {
     /// Reads the summary in `directory`.
     ///
     /// # Errors
-    /// [`Error::Io`] where it is missing, [`Error::Library`] where it cannot be parsed.
+    /// [`Error::Data`] where it is missing or cannot be parsed.
     pub fn read(directory: &Path) -> Result<Self> {
         let path = directory.join(SUMMARY_FILE);
-        let text = std::fs::read(&path).map_err(Error::io("read", &path))?;
-        serde_json::from_slice(&text).map_err(Error::library("parse", &path))
+        let refuse = |found: String| {
+            let remedy =
+                "put back a copy; without the file, train report leaves its rows out, and train evaluate measures the student anew";
+            Error::data(&path, "content", "the summary that train wrote", found, remedy)
+        };
+        let text = std::fs::read(&path).map_err(|error| refuse(error.to_string()))?;
+        serde_json::from_slice(&text).map_err(|error| refuse(error.to_string()))
     }
 
     /// Publishes it in `directory`.
@@ -188,6 +193,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         summary().write(directory.path()).unwrap();
         assert_eq!(Summary::read(directory.path()).unwrap(), summary());
+        for damaged in [Some("{"), None] {
+            let path = directory.path().join(SUMMARY_FILE);
+            damaged.map_or_else(|| std::fs::remove_file(&path), |text| std::fs::write(&path, text)).unwrap();
+            let error = Summary::read(directory.path()).unwrap_err().to_string();
+            assert!(error.contains("summary.json: content: expected the summary") && error.contains("put back a copy"), "{error}");
+        }
         assert_eq!(precompute_seconds(directory.path()), None);
         std::fs::write(directory.path().join(CACHE_TIMING_FILE), r#"{"seconds": 61.5, "teacher_seconds": 60.0}"#).unwrap();
         assert_eq!(precompute_seconds(directory.path()), Some(61.5));
