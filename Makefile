@@ -44,6 +44,7 @@ test-transformers: announce build onnxruntime ## make the reference numbers anew
 	$(TRANSFORMERS)/bin/python $(SCRIPTS)/make_onnx_fixtures.py --check
 	$(MAKE) --no-print-directory $(TRANSFORMERS)/students
 	$(TRANSFORMERS)/bin/python tests/python/student_in_transformers.py $(TRANSFORMERS)/students/*
+	$(TRANSFORMERS)/bin/python tests/python/tensorboard_reads.py $(TRANSFORMERS)/students/*
 
 # Said before anything is built or fetched.
 .PHONY: announce

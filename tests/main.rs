@@ -4,7 +4,7 @@
 mod config_file;
 #[path = "suite/fixtures.rs"]
 mod fixtures;
-#[path = "suite/goldens.rs"]
+#[path = "suite/goldens/mod.rs"]
 mod goldens;
 #[path = "suite/objectives.rs"]
 mod objectives;

@@ -52,7 +52,7 @@ use progress::Progress;
 use student::init::TeacherTensors;
 use student::random::at_random;
 use student::{HiddenObjective, ParameterSpec, Student};
-use summary::Summary;
+use summary::{Quality, Summary};
 use trainer::{Outcome, StopSignal};
 
 /// Trains the student of `config` and writes its directory, goes on with it where an earlier run stopped, or finds it there finished; returns
@@ -109,10 +109,12 @@ fn train_and_write(
     }
     export::save(&student, &config.teacher_folder(), &config.out)?;
     write_curves(config, &student, &log, plan.steps)?;
-    if let Some(found) = trainer::evaluate_fully(config, &student, progress)? {
-        evaluate_student::write(&found, &config.out.join(evaluate_student::EVALUATION_FILE))?;
+    let found = trainer::evaluate_fully(config, &student, progress)?;
+    if let Some(found) = &found {
+        evaluate_student::write(found, &config.out.join(evaluate_student::EVALUATION_FILE))?;
     }
-    let summary = summarise(config, &student, plan, &outcome);
+    let quality = found.as_ref().map(Quality::from);
+    let summary = Summary { quality, ..summarise(config, &student, plan, &outcome) }.with_files(&config.out)?;
     summary.write(&config.out)?;
     record.with_model(&config.out)?.write(&config.out)?;
     report_again::write(&config.out)?;
@@ -155,6 +157,9 @@ fn summarise(config: &Config, student: &Student, plan: batcher::StepArithmetic, 
         training: plan,
         first_evaluation: outcome.first_evaluation,
         evaluation: outcome.evaluation,
+        quality: None,
+        student_safetensors_bytes: None,
+        speed: None,
         logits_bytes_per_token,
         hidden_bytes_per_token,
         precompute_seconds: summary::precompute_seconds(config.cache.directory()),

@@ -4,6 +4,9 @@ use crate::metrics::{EvaluationMetrics, StepMetrics};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, Write};
 
+/// Longest line of text under the bar: a terminal of 80 columns shows it whole.
+const LINE_CHARACTERS: usize = 78;
+
 /// The progress of a run.
 pub struct Progress {
     bar: Option<ProgressBar>,
@@ -24,28 +27,38 @@ impl Progress {
             return;
         }
         let bar = ProgressBar::with_draw_target(Some(total_steps), ProgressDrawTarget::stderr());
-        let template = "{bar:24} step {pos}/{len} {percent}% {wide_msg} {eta} left";
+        let template = "{wide_bar} step {pos}/{len} {percent}%{prefix}, {eta} left\n{msg}";
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }
+        bar.set_message("loss: shown with the first logged step");
         self.bar = Some(bar);
     }
 
     /// A step is done.
     pub fn advance(&self, step: u64) {
         if let Some(bar) = &self.bar {
+            let first = bar.position() == 0;
             bar.set_position(step);
+            if first {
+                // A run that goes on has not made the steps before it in no time.
+                bar.reset_eta();
+            }
         }
     }
 
     /// A logged line: the bar's text in a terminal, a line elsewhere.
     pub fn step(&self, line: &StepMetrics) {
-        // What a narrow terminal cuts off is the parts.
-        let parts = line.parts.iter().map(|(part, value)| format!("{} {value:.3}", part.name())).collect::<Vec<_>>().join(", ");
-        let numbers = format!("{:.0} tokens/s, rate {:.1e}, loss {:.3} ({parts})", line.tokens_per_second, line.learning_rate, line.loss);
+        let pace = format!("{:.0} tokens/s, rate {:.1e}", line.tokens_per_second, line.learning_rate);
+        let parts = line.parts.iter().map(|(part, value)| format!("{} {value:.3}", part.name()));
+        let losses: Vec<String> = std::iter::once(format!("loss {:.3}", line.loss)).chain(parts).collect();
         match &self.bar {
-            Some(bar) => bar.set_message(numbers),
+            Some(bar) => {
+                bar.set_prefix(format!(", {pace}"));
+                bar.set_message(in_lines(&losses));
+            }
             None => {
+                let numbers = format!("{pace}, {}", losses.join(", "));
                 let left = line.elapsed_seconds / line.step.max(1) as f64 * self.total_steps.saturating_sub(line.step) as f64;
                 let share = 100 * line.step / self.total_steps.max(1);
                 self.say(&format!("step {}/{} {share}%: {numbers}, about {left:.0} s left", line.step, self.total_steps));
@@ -80,6 +93,25 @@ impl Progress {
     }
 }
 
+/// Joins `items` by commas, in lines of at most [`LINE_CHARACTERS`].
+fn in_lines(items: &[String]) -> String {
+    let (mut text, mut length) = (String::new(), 0);
+    for item in items {
+        let added = item.len() + if length > 0 { 2 } else { 0 };
+        if length > 0 && length + added > LINE_CHARACTERS {
+            text.push_str(",\n");
+            length = 0;
+        }
+        if length > 0 {
+            text.push_str(", ");
+            length += 2;
+        }
+        text.push_str(item);
+        length += item.len();
+    }
+    text
+}
+
 impl Drop for Progress {
     fn drop(&mut self) {
         self.finish();
@@ -92,6 +124,15 @@ mod tests {
 
     /// Set where the test below runs itself as a child.
     const CHILD: &str = "TRAIN_PROGRESS_TEST_CHILD";
+
+    #[test]
+    fn all_parts_of_the_loss_fit_a_narrow_terminal() {
+        let items = crate::loss::Part::ALL.map(|part| format!("{} 12345.678", part.name()));
+        let text = in_lines(&items);
+        assert!(text.lines().count() > 1 && text.lines().all(|line| line.len() < 80), "{text}");
+        assert_eq!(text.replace('\n', " "), items.join(", "));
+        assert_eq!((in_lines(&[]), in_lines(&["a".to_owned()])), (String::new(), "a".to_owned()));
+    }
 
     #[test]
     fn a_line_that_nobody_reads_does_not_end_the_run() {

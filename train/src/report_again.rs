@@ -3,22 +3,27 @@
 use crate::cli::ReportArguments;
 use crate::output::RUN_FILE;
 use crate::report::{REPORT_FILE, page};
-use crate::summary::{SUMMARY_FILE, Summary};
+use crate::summary::{SUMMARY_FILE, Summary, read_pair};
 use logitcache::atomic_file::write_bytes_atomically;
 use logitcache::error::{Error, Result};
 use serde_json::Value;
 use std::io::ErrorKind;
 use std::path::Path;
 
-/// Writes the page and returns the summary's table, as far as there is one.
+/// Writes the page, brings the summary up to date with the files that are there, and returns its table, as far as there is one.
 ///
 /// # Errors
 /// [`Error::Usage`] for a directory without `run.json`; [`Error::Io`] or [`Error::Library`] for a file that cannot be read.
 pub fn run(arguments: &ReportArguments) -> Result<String> {
     let directory = &arguments.student;
+    let mut table = String::new();
+    if directory.join(SUMMARY_FILE).is_file() {
+        let summary = Summary::read(directory)?.with_files(directory)?;
+        summary.write(directory)?;
+        table = summary.table();
+    }
     let path = write(directory)?;
-    let summary = if directory.join(SUMMARY_FILE).is_file() { Summary::read(directory)?.table() } else { String::new() };
-    Ok(format!("{summary}report:  {path}\n"))
+    Ok(format!("{table}report:  {path}\n"))
 }
 
 /// Writes the page of the student in `directory`; returns where.
@@ -37,10 +42,11 @@ pub fn write(directory: &Path) -> Result<String> {
     };
     let lines: Vec<Value> =
         text.lines().map(serde_json::from_str).collect::<serde_json::Result<_>>().map_err(Error::library("parse", &log))?;
-    let [summary, evaluation, speed] = ["summary.json", "evaluation.json", "speed.json"].map(|name| read(directory, name));
+    let [summary, evaluation] = ["summary.json", "evaluation.json"].map(|name| read(directory, name));
+    let speed = read_pair(directory)?;
     let name = directory.file_name().map_or_else(|| "student".into(), |name| name.to_string_lossy());
     let path = directory.join(REPORT_FILE);
-    write_bytes_atomically(&path, page(&name, &run, &lines, summary?.as_ref(), evaluation?.as_ref(), speed?.as_ref()).as_bytes())?;
+    write_bytes_atomically(&path, page(&name, &run, &lines, summary?.as_ref(), evaluation?.as_ref(), speed.as_ref()).as_bytes())?;
     Ok(path.display().to_string())
 }
 

@@ -1,5 +1,11 @@
 //! What a run came to: `summary.json` for programs, a table for a person.
 
+mod quality;
+mod speed;
+
+pub use quality::Quality;
+pub use speed::{ForwardTime, SPEED_FILE, Speed, read_pair};
+
 use crate::evaluate::Evaluation;
 use logitcache::atomic_file::write_bytes_atomically;
 use logitcache::cache::manifest::Manifest;
@@ -26,6 +32,15 @@ pub struct Summary {
     pub first_evaluation: Option<Evaluation>,
     /// Of the student as it is written; absent where nothing is held out.
     pub evaluation: Option<Evaluation>,
+    /// More of the student as it is written; absent where nothing is held out, and in summaries from before it was noted.
+    #[serde(default)]
+    pub quality: Option<Quality>,
+    /// Size of the student's model.safetensors, where it is there.
+    #[serde(default)]
+    pub student_safetensors_bytes: Option<u64>,
+    /// Forward times and sizes, once `speed.json` is there.
+    #[serde(default)]
+    pub speed: Option<Speed>,
     /// The cache's logits files over its tokens.
     pub logits_bytes_per_token: f64,
     /// The cache's hidden files over its tokens; 0 where there are none.
@@ -60,6 +75,15 @@ impl Summary {
         serde_json::from_slice(&text).map_err(|error| refuse(error.to_string()))
     }
 
+    /// Takes in what the files in `directory` say of sizes and times.
+    ///
+    /// # Errors
+    /// See [`read_pair`].
+    pub fn with_files(self, directory: &Path) -> Result<Self> {
+        let student_safetensors_bytes = std::fs::metadata(directory.join("model.safetensors")).ok().map(|file| file.len());
+        Ok(Self { student_safetensors_bytes, speed: read_pair(directory)?.as_ref().map(Speed::of), ..self })
+    }
+
     /// Publishes it in `directory`.
     ///
     /// # Errors
@@ -73,18 +97,18 @@ impl Summary {
 
     /// The table that ends a run: a name, a value and a remark a line.
     pub fn table(&self) -> String {
-        let mut rows: Vec<(&str, String, String)> = vec![
+        let mut rows = named(vec![
             ("teacher parameters", thousands(self.teacher_parameters), String::new()),
             ("student parameters", thousands(self.student_parameters), of(self.student_parameters as f64, self.teacher_parameters as f64)),
-        ];
+        ]);
         match &self.evaluation {
-            None => rows.push(("evaluation", "none".to_owned(), "nothing was held out".to_owned())),
+            None => rows.push(("evaluation".to_owned(), "none".to_owned(), "nothing was held out".to_owned())),
             Some(found) => {
                 let before = |value: fn(&Evaluation) -> f64| {
                     self.first_evaluation.map_or(String::new(), |first| format!("{:.4} before training", value(&first)))
                 };
                 let gold = of(found.student_gold_top1, found.teacher_gold_top1);
-                rows.extend([
+                rows.extend(named(vec![
                     ("student-teacher top-1 agreement", format!("{:.4}", found.student_teacher_top1), before(|e| e.student_teacher_top1)),
                     ("KL at temperature 1, nats", format!("{:.4}", found.kl_nats), before(|e| e.kl_nats)),
                     ("gold top-1, teacher", format!("{:.4}", found.teacher_gold_top1), String::new()),
@@ -94,17 +118,21 @@ impl Summary {
                         thousands(found.masked_positions),
                         format!("in {} sequences", thousands(found.sequences)),
                     ),
-                ]);
+                ]));
             }
         }
+        if let Some(quality) = &self.quality {
+            rows.extend(quality.rows());
+        }
+        rows.extend(self.size_and_speed_rows());
         let seconds = |seconds: f64| format!("{seconds:.1}");
         let training = format!("{} steps, {:.0} tokens per second", self.training.steps, self.tokens_per_second);
-        rows.extend([
+        rows.extend(named(vec![
             ("cache bytes per token, logits", format!("{:.1}", self.logits_bytes_per_token), String::new()),
             ("cache bytes per token, hidden", format!("{:.1}", self.hidden_bytes_per_token), String::new()),
             ("seconds in precompute", self.precompute_seconds.map_or("unknown".to_owned(), seconds), String::new()),
             ("seconds in train", seconds(self.train_seconds), training),
-        ]);
+        ]));
         let mut table = String::new();
         for (name, value, remark) in rows {
             table.push_str(format!("{name:<33}{value:>14}   {remark}").trim_end());
@@ -113,6 +141,31 @@ impl Summary {
         table.push_str(&format!("curves:  {}\nstudent: {}\n", self.curves.display(), self.student.display()));
         table
     }
+
+    fn size_and_speed_rows(&self) -> Rows {
+        let mut rows = Rows::new();
+        let mut size = |name: &str, student: u64, teacher: Option<u64>| {
+            let teacher = teacher.map_or(String::new(), |teacher| format!("teacher {}", thousands(teacher)));
+            rows.push((format!("{name}, bytes"), thousands(student), teacher));
+        };
+        if let Some(bytes) = self.student_safetensors_bytes {
+            size("model.safetensors", bytes, self.speed.as_ref().and_then(|speed| speed.teacher_safetensors_bytes));
+        }
+        let Some(speed) = &self.speed else { return rows };
+        size("model.onnx", speed.student_onnx_bytes, Some(speed.teacher_onnx_bytes));
+        for time in &speed.times {
+            let faster = if time.student_ms > 0.0 { time.teacher_ms / time.student_ms } else { 0.0 };
+            let remark = format!("teacher {:.2}: {faster:.2} times the student's", time.teacher_ms);
+            rows.push((format!("forward of batch {}, ms", time.batch), format!("{:.2}", time.student_ms), remark));
+        }
+        rows
+    }
+}
+
+type Rows = Vec<(String, String, String)>;
+
+fn named(rows: Vec<(&str, String, String)>) -> Rows {
+    rows.into_iter().map(|(name, value, remark)| (name.to_owned(), value, remark)).collect()
 }
 
 /// Bytes of the logits files and of the hidden files per token.
@@ -166,6 +219,18 @@ mod tests {
             training: StepArithmetic::new(6000, 300_000, 2048, Duration::Epochs(3)),
             first_evaluation: Some(Evaluation { student_teacher_top1: 0.79, ..evaluation }),
             evaluation: Some(evaluation),
+            quality: Some(Quality {
+                student_ece: 0.0625,
+                teacher_perplexity: Some(1.5),
+                student_perplexity_there: Some(1.75),
+                ..Quality::default()
+            }),
+            student_safetensors_bytes: Some(14_204_000),
+            speed: Some(Speed {
+                teacher_safetensors_bytes: Some(26_800_000),
+                times: vec![ForwardTime { batch: 16, teacher_ms: 9.0, student_ms: 4.5 }],
+                ..Speed::default()
+            }),
             logits_bytes_per_token: 190.04,
             hidden_bytes_per_token: 400.0,
             precompute_seconds: None,
@@ -180,6 +245,9 @@ mod tests {
     #[test]
     fn the_table_says_what_a_person_asks() {
         let table = summary().table();
+        for text in ["0.0625", "student 1.7500 on", "14,204,000   teacher 26,800,000", "4.50   teacher 9.00: 2.00 times"] {
+            assert!(table.contains(text), "no {text} in\n{table}");
+        }
         for text in
             ["6,700,000", "53.0 % of the teacher's", "0.9333   0.7900 before", "99.0 % of", "3,210", "unknown", "123.5", "out/curves.svg"]
         {

@@ -1,5 +1,6 @@
 //! `report.html`: one page without outside resources, for light and dark, wide and narrow.
 
+use crate::loss::Part;
 use crate::report::charts::{calibration, over_steps, points};
 use crate::report::{escape, tables};
 use crate::tensorboard::NOT_PARTS;
@@ -78,8 +79,9 @@ fn curves(lines: &[Value]) -> String {
     let one = |title: &str, kind: &str, key: &str| over_steps(title, vec![(title.to_owned(), points(lines, kind, key))], last);
     let step = lines.iter().find(|line| line["kind"] == "step").and_then(Value::as_object);
     let parts = step.into_iter().flatten().map(|(key, _)| key.as_str()).filter(|key| !NOT_PARTS.contains(key));
-    let parts = parts.map(|key| (key.to_owned(), points(lines, "step", key))).collect();
-    let shares = [("with teacher", "student_teacher_top1"), ("gold, student", "student_gold_top1"), ("gold, teacher", "teacher_gold_top1")];
+    let parts = parts.map(|key| (label(key), points(lines, "step", key))).collect();
+    let shares =
+        [("student with teacher", "student_teacher_top1"), ("gold, student", "student_gold_top1"), ("gold, teacher", "teacher_gold_top1")];
     let shares = shares.map(|(name, key)| (name.to_owned(), points(lines, "evaluation", key))).to_vec();
     [
         one("Total loss, weighted", "step", "loss"),
@@ -91,6 +93,22 @@ fn curves(lines: &[Value]) -> String {
         one("Training tokens per second", "step", "tokens_per_second"),
     ]
     .concat()
+}
+
+/// A part of the loss by its key in the log, for a person: its name in `--loss`, what it is, its unit.
+fn label(key: &str) -> String {
+    let meaning = match Part::ALL.into_iter().find(|part| part.key() == key) {
+        Some(Part::Ce) => "ce: divergence from the teacher, nats",
+        Some(Part::ReverseKl) => "reverse-kl: reverse divergence, nats",
+        Some(Part::Jsd) => "jsd: Jensen-Shannon divergence, nats",
+        Some(Part::Tvd) => "tvd: total variation distance",
+        Some(Part::LogitMse) => "logit-mse: squared difference of logits",
+        Some(Part::Mlm) => "mlm: original tokens, nats",
+        Some(Part::Cos) => "cos: 1 − cosine of hidden states",
+        Some(Part::HiddenMse) => "hidden-mse: squared difference of hidden states",
+        None => key,
+    };
+    meaning.to_owned()
 }
 
 #[cfg(test)]

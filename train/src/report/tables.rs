@@ -65,6 +65,15 @@ pub(super) fn comparison(summary: Option<&Value>, evaluation: Option<&Value>, sp
             let told =
                 |time: &Value| format!("{} ({}–{})", number(&time["median_ms"], 2), number(&time["min_ms"], 2), number(&time["max_ms"], 2));
             rows.push(vec![format!("forward, batch {}, ms", whole(&time["batch"])), told(time), told(&student["times"][i])]);
+            if let (Some(teacher), Some(student)) =
+                (time["median_ms"].as_f64(), student["times"][i]["median_ms"].as_f64().filter(|ms| *ms > 0.0))
+            {
+                rows.push(vec![
+                    format!("forward, batch {}, ratio", whole(&time["batch"])),
+                    format!("{:.2}", teacher / student),
+                    "1".to_owned(),
+                ]);
+            }
         }
     }
     table(&["", "teacher", "student"], &rows, true)
