@@ -22,7 +22,7 @@
 use crate::cli::TimeArguments;
 use crate::teacher::locate::{CONFIG, TeacherFiles, locate_model};
 use crate::teacher::{HiddenLayers, Runtime, Teacher, TeacherBatch, prepare, runtime};
-use logitcache::atomic_file::write_bytes_atomically;
+use logitcache::atomic_file::{check_place, write_bytes_atomically};
 use logitcache::error::{Error, Result};
 use logitcache::seed::{Purpose, RandomStream};
 use serde::{Deserialize, Serialize};
@@ -101,7 +101,7 @@ pub fn run(arguments: &TimeArguments, cores: usize) -> Result<Speed> {
         }
     }
     if let Some(out) = out {
-        check_writable(out)?;
+        check_place("--out", out, "DIR/speed.json")?;
     }
     let paths: Vec<PathBuf> = models.iter().map(|model| locate_model(model, "MODEL_DIR")).collect::<Result<_>>()?;
     let runtime = runtime::load(onnxruntime.as_deref())?;
@@ -133,17 +133,6 @@ pub fn run(arguments: &TimeArguments, cores: usize) -> Result<Speed> {
         write_bytes_atomically(out, &json)?;
     }
     Ok(speed)
-}
-
-/// Better missed now than after the measurement.
-fn check_writable(out: &Path) -> Result<()> {
-    let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let expected = "a file in a directory that is there";
-    match std::fs::metadata(folder) {
-        Ok(found) if found.is_dir() && !out.is_dir() && out.file_name().is_some() => Ok(()),
-        Ok(_) => Err(Error::usage("--out", expected, out.display().to_string(), "name a file, such as DIR/speed.json")),
-        Err(error) => Err(Error::usage("--out", expected, format!("{}: {error}", folder.display()), "make the directory, or name another")),
-    }
 }
 
 fn open(runtime: &Runtime, typed: &Path, model: PathBuf, threads: usize, length: usize) -> Result<Candidate> {

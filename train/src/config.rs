@@ -283,6 +283,20 @@ fn check_teacher_files(cache: &Cache) -> Result<()> {
             return Err(Error::data(folder, name, expected, "no such file", "copy it there, or run precompute again"));
         }
     }
+    check_tokenizer(cache)
+}
+
+/// Refuses a cache whose copy of the tokenizer is no longer that by which it was made.
+///
+/// # Errors
+/// [`Error::Data`] with both digests; [`Error::Io`] where there is none.
+pub(crate) fn check_tokenizer(cache: &Cache) -> Result<()> {
+    let path = cache.directory().join(TEACHER_FOLDER).join("tokenizer.json");
+    let (expected, found) = (cache.manifest().fingerprints.tokenizer, Fingerprint::of_file(&path)?);
+    if found != expected {
+        let (expected, remedy) = (format!("{expected}, as manifest.json notes"), "copy the teacher's own there, or run precompute again");
+        return Err(Error::data(path, "SHA-256", expected, found.to_string(), remedy));
+    }
     Ok(())
 }
 
@@ -392,6 +406,10 @@ fn evaluation_source(eval_cache: Option<&Path>, fraction: Option<f64>, cache: &C
 fn initialisation(shape: &StudentArguments, student: &StudentConfig, cache: &Cache, seed: u64) -> Result<Initialisation> {
     let Some(path) = &shape.init_from else { return Ok(Initialisation::Random) };
     let path = weights_file(path);
+    if !path.is_file() {
+        let (expected, remedy) = ("a model.safetensors or model.onnx, or a directory with one", "name the teacher's file, or leave it out");
+        return Err(Error::usage("--init-from", expected, format!("{}: no such file", path.display()), remedy));
+    }
     let teacher = StudentConfig::read_teacher(&cache.directory().join(TEACHER_FOLDER).join("config.json"))?;
     let widths = shape.init_widths.as_deref().map_or(Ok(InitWidths::default()), |name| parsed("--init-widths", name))?;
     let mut first = FirstWeights { layers: shape.init_layers.clone(), widths, heads: Some(teacher.num_attention_heads), seed };

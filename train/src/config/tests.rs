@@ -117,6 +117,22 @@ fn a_map_of_hidden_states_is_resolved_or_refused() {
 }
 
 #[test]
+fn a_changed_tokenizer_and_absent_first_weights_are_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = SmallCache::default().write(directory.path(), "cache");
+    let absent = directory.path().join("nope").display().to_string();
+    let error = check(&cache, &["--init-from", &absent]).unwrap_err();
+    assert_eq!(error.exit_code(), 2);
+    assert_names(&error.to_string(), &["--init-from: expected a model.safetensors", "nope: no such file"]);
+    for text in ["", "{ }"] {
+        std::fs::write(cache.join("teacher/tokenizer.json"), text).unwrap();
+        let error = check(&cache, &[]).unwrap_err().to_string();
+        let found = Fingerprint::of_bytes(text.as_bytes()).to_string();
+        assert_names(&error, &["tokenizer.json: SHA-256: expected", "as manifest.json notes", &found, "run precompute again"]);
+    }
+}
+
+#[test]
 fn flags_out_of_range_are_named() {
     let cases: [(&[&str], &str); 11] = [
         (&["--batch-tokens", "0"], "--batch-tokens"),
@@ -168,5 +184,5 @@ fn a_cache_without_its_tokenizer_or_manifest_is_refused_before_training() {
 
 #[test]
 fn a_missing_initial_file_is_named() {
-    assert_names(&refusal(&SmallCache::default(), &["--init-from", "nowhere.safetensors"], 1), &["nowhere.safetensors"]);
+    assert_names(&refusal(&SmallCache::default(), &["--init-from", "nowhere.safetensors"], 2), &["nowhere.safetensors"]);
 }
