@@ -260,4 +260,14 @@ mod tests {
         let message = load(out.path()).err().unwrap().to_string();
         assert!(message.contains("ffn.lin1.weight: expected shape [16, 8], found shape [12, 8]"), "{message}");
     }
+
+    #[test]
+    fn a_configuration_of_another_student_is_refused_with_a_remedy_that_fits() {
+        let directory = tempfile::tempdir().unwrap();
+        save(&student(DType::F32), teacher_files().path(), directory.path()).unwrap();
+        let other = StudentConfig { intermediate_size: 16, ..config() };
+        std::fs::write(directory.path().join(CONFIG_FILE), other.to_json()).unwrap();
+        let Err(error) = load(directory.path()) else { panic!("the shapes differ") };
+        assert!(error.to_string().contains("are of two students") && !error.to_string().contains("start from"), "{error}");
+    }
 }
