@@ -22,7 +22,7 @@
 use crate::cli::TimeArguments;
 use crate::teacher::locate::{CONFIG, TeacherFiles, locate_model};
 use crate::teacher::{HiddenLayers, Runtime, Teacher, TeacherBatch, prepare, runtime};
-use logitcache::atomic_file::write_bytes_atomically;
+use logitcache::atomic_file::{check_place, write_bytes_atomically};
 use logitcache::error::{Error, Result};
 use logitcache::seed::{Purpose, RandomStream};
 use serde::{Deserialize, Serialize};
@@ -101,7 +101,7 @@ pub fn run(arguments: &TimeArguments, cores: usize) -> Result<Speed> {
         }
     }
     if let Some(out) = out {
-        check_writable(out)?;
+        check_place("--out", out, "DIR/speed.json")?;
     }
     let paths: Vec<PathBuf> = models.iter().map(|model| locate_model(model, "MODEL_DIR")).collect::<Result<_>>()?;
     let runtime = runtime::load(onnxruntime.as_deref())?;
@@ -133,17 +133,6 @@ pub fn run(arguments: &TimeArguments, cores: usize) -> Result<Speed> {
         write_bytes_atomically(out, &json)?;
     }
     Ok(speed)
-}
-
-/// Better missed now than after the measurement.
-fn check_writable(out: &Path) -> Result<()> {
-    let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let expected = "a file in a directory that is there";
-    match std::fs::metadata(folder) {
-        Ok(found) if found.is_dir() && !out.is_dir() && out.file_name().is_some() => Ok(()),
-        Ok(_) => Err(Error::usage("--out", expected, out.display().to_string(), "name a file, such as DIR/speed.json")),
-        Err(error) => Err(Error::usage("--out", expected, format!("{}: {error}", folder.display()), "make the directory, or name another")),
-    }
 }
 
 fn open(runtime: &Runtime, typed: &Path, model: PathBuf, threads: usize, length: usize) -> Result<Candidate> {
@@ -190,8 +179,10 @@ impl fmt::Display for Speed {
     /// A table for a person.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { onnxruntime, threads, length, rounds, models, .. } = self;
-        writeln!(f, "One forward pass in ONNX Runtime {onnxruntime}: {threads} threads, {length} tokens a sequence, no padding;")?;
-        writeln!(f, "median (min to max) of {rounds} rounds, the models in turn.\n")?;
+        let many = |count: usize, word: &str| format!("{count} {word}{}", if count == 1 { "" } else { "s" });
+        let (threads, tokens, rounds) = (many(*threads, "thread"), many(*length, "token"), many(*rounds, "round"));
+        writeln!(f, "One forward pass in ONNX Runtime {onnxruntime}: {threads}, {tokens} a sequence, no padding;")?;
+        writeln!(f, "median (min to max) of {rounds}, the models in turn.\n")?;
         let names: Vec<String> = models.iter().map(|model| model.directory.display().to_string()).collect();
         let width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0).max("model".len());
         writeln!(f, "{:width$}  batch  {:>28}  {:>10}  {:>17}", "model", "milliseconds", "model.onnx", "model.safetensors")?;
@@ -261,6 +252,8 @@ mod tests {
         let speed = Speed { format_version: FORMAT_VERSION, onnxruntime: "1.0".into(), threads: 2, length: 89, rounds: 5, models };
         let table = speed.to_string();
         assert!(table.contains("2 threads, 89 tokens") && table.contains("2.50 (2.00 to 9.00)") && table.contains("14.0 MB"), "{table}");
+        let one = Speed { threads: 1, rounds: 1, ..speed.clone() }.to_string();
+        assert!(one.contains(": 1 thread, 89 tokens") && one.contains("of 1 round,"), "{one}");
         let json = serde_json::to_string(&speed).unwrap();
         assert_eq!(serde_json::from_str::<Speed>(&json).unwrap(), speed);
     }

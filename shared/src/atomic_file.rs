@@ -36,6 +36,20 @@ pub fn write_bytes_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     write_atomically(path, |file| file.write_all(bytes).map_err(Error::io("write", path)))
 }
 
+/// Refuses a file that could not be made: better missed before the work than after it. `example` is a name that would do.
+///
+/// # Errors
+/// [`Error::Usage`] of `flag` for a directory, or a file in a directory that is not there.
+pub fn check_place(flag: &str, path: &Path, example: &str) -> Result<()> {
+    let folder = parent(path);
+    let expected = "a file in a directory that is there";
+    match fs::metadata(folder) {
+        Ok(found) if found.is_dir() && !path.is_dir() && path.file_name().is_some() => Ok(()),
+        Ok(_) => Err(Error::usage(flag, expected, path.display().to_string(), format!("name a file, such as {example}"))),
+        Err(error) => Err(Error::usage(flag, expected, format!("{}: {error}", folder.display()), "make the directory, or name another")),
+    }
+}
+
 fn partial_path(path: &Path) -> Result<PathBuf> {
     let name = path.file_name().ok_or_else(|| Error::invalid("path", "a file's name at the end", path.display().to_string()))?;
     let mut partial = std::ffi::OsString::from(".");

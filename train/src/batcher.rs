@@ -80,7 +80,10 @@ impl Targets {
         }
         let Some(log_z_column) = spec.temperature_index(temperature) else {
             let held = spec.temperatures().iter().map(f32::to_string).collect::<Vec<_>>().join(", ");
-            let remedy = format!("choose one of these, or make the cache anew with precompute --temperature {temperature}");
+            let possible = temperature.is_finite() && temperature > 0.0;
+            let anew =
+                if possible { format!(", or make the cache anew with precompute --temperature {temperature}") } else { String::new() };
+            let remedy = format!("choose one of these{anew}");
             return Err(Error::usage("--temperature", format!("one that the cache holds ({held})"), temperature.to_string(), remedy));
         };
         Ok(Self {

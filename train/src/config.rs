@@ -2,6 +2,7 @@
 //! refused is refused here, before any work.
 
 mod hidden;
+mod memory;
 mod resolved;
 
 pub use resolved::RESOLVED_FILE;
@@ -11,7 +12,9 @@ use crate::cli::{Arguments, OptimisationArguments, StudentArguments};
 use crate::device;
 use crate::loss::Objective;
 use crate::loss::hidden_map::{HiddenMap, HiddenPair};
+use crate::output::content;
 use crate::student::config::{Overrides, StudentConfig};
+use crate::student::family::Family;
 use crate::student::tensor_source::weights_file;
 use crate::student::{FirstWeights, InitWidths, TeacherTensors};
 use logitcache::cache::reader::Cache;
@@ -120,6 +123,7 @@ impl Config {
         let temperature = taught.temperature.unwrap_or_else(|| cache.spec().logits_temperature());
         let targets = Targets::new(cache.spec(), temperature, false, taught.top_k)?;
         let student = student_config(shape, &cache)?;
+        memory::check_memory(&student, shape)?;
         let hidden_pairs = hidden::hidden_pairs(taught.hidden_map.as_deref(), &objective, &cache, student.num_hidden_layers)?;
         let evaluation = evaluation_source(data.eval_cache.as_deref(), data.eval_fraction, &cache)?;
         let initialisation = initialisation(shape, &student, &cache, optimisation.seed)?;
@@ -161,6 +165,21 @@ impl Config {
     /// The folder with the teacher's configuration and tokenizer files.
     pub fn teacher_folder(&self) -> PathBuf {
         self.cache.directory().join(TEACHER_FOLDER)
+    }
+
+    /// A refusal of other settings, with the path of what has another content now.
+    pub(crate) fn name_files(&self, error: Error) -> Error {
+        let Error::Usage { flag, expected, mut found, remedy } = error else { return error };
+        let evaluation = if let EvaluationSource::Cache(cache) = &self.evaluation { Some(cache.directory()) } else { None };
+        let first = if let Initialisation::Teacher { path, .. } = &self.initialisation { Some(path.as_path()) } else { None };
+        let files = [("cache", Some(self.cache.directory())), ("eval-cache", evaluation), ("init-from", first)];
+        for (name, path) in files {
+            if let (Some(path), Some(fingerprint)) = (path, self.settings.get(name)) {
+                let content = content(fingerprint);
+                found = found.replace(&format!("now {content}"), &format!("now {} with {content}", path.display()));
+            }
+        }
+        Error::Usage { flag, expected, found, remedy }
     }
 
     /// Threads do not belong to the settings: they change rounding at most. Nor does what only says where to stop and what to keep.
@@ -264,6 +283,20 @@ fn check_teacher_files(cache: &Cache) -> Result<()> {
             return Err(Error::data(folder, name, expected, "no such file", "copy it there, or run precompute again"));
         }
     }
+    check_tokenizer(cache)
+}
+
+/// Refuses a cache whose copy of the tokenizer is no longer that by which it was made.
+///
+/// # Errors
+/// [`Error::Data`] with both digests; [`Error::Io`] where there is none.
+pub(crate) fn check_tokenizer(cache: &Cache) -> Result<()> {
+    let path = cache.directory().join(TEACHER_FOLDER).join("tokenizer.json");
+    let (expected, found) = (cache.manifest().fingerprints.tokenizer, Fingerprint::of_file(&path)?);
+    if found != expected {
+        let (expected, remedy) = (format!("{expected}, as manifest.json notes"), "copy the teacher's own there, or run precompute again");
+        return Err(Error::data(path, "SHA-256", expected, found.to_string(), remedy));
+    }
     Ok(())
 }
 
@@ -284,6 +317,7 @@ fn student_config(shape: &StudentArguments, cache: &Cache) -> Result<StudentConf
         num_attention_heads: shape.heads,
         intermediate_size: shape.feed_forward,
         embedding_size: shape.embedding_size,
+        wide_embedding: first_weights_are_wide(shape, cache)?,
         activation: shape.activation.as_deref().map(|name| parsed("--activation", name)).transpose()?,
         dropout: Some(shape.dropout),
         attention_dropout: Some(shape.dropout),
@@ -302,6 +336,15 @@ fn student_config(shape: &StudentArguments, cache: &Cache) -> Result<StudentConf
         ));
     }
     Ok(config)
+}
+
+/// Whether first weights come from a teacher that is no ALBERT, whose embeddings are as wide as its hidden states.
+fn first_weights_are_wide(shape: &StudentArguments, cache: &Cache) -> Result<bool> {
+    let Some(path) = &shape.init_from else { return Ok(false) };
+    let beside = weights_file(path).with_file_name("config.json");
+    let caches = cache.directory().join(TEACHER_FOLDER).join("config.json");
+    let config = if beside.is_file() { beside } else { caches };
+    Ok(StudentConfig::read_teacher(&config)?.family != Family::Albert)
 }
 
 /// A flag whose value is one of a few names.
@@ -363,6 +406,10 @@ fn evaluation_source(eval_cache: Option<&Path>, fraction: Option<f64>, cache: &C
 fn initialisation(shape: &StudentArguments, student: &StudentConfig, cache: &Cache, seed: u64) -> Result<Initialisation> {
     let Some(path) = &shape.init_from else { return Ok(Initialisation::Random) };
     let path = weights_file(path);
+    if !path.is_file() {
+        let (expected, remedy) = ("a model.safetensors or model.onnx, or a directory with one", "name the teacher's file, or leave it out");
+        return Err(Error::usage("--init-from", expected, format!("{}: no such file", path.display()), remedy));
+    }
     let teacher = StudentConfig::read_teacher(&cache.directory().join(TEACHER_FOLDER).join("config.json"))?;
     let widths = shape.init_widths.as_deref().map_or(Ok(InitWidths::default()), |name| parsed("--init-widths", name))?;
     let mut first = FirstWeights { layers: shape.init_layers.clone(), widths, heads: Some(teacher.num_attention_heads), seed };

@@ -1,15 +1,18 @@
 //! `train evaluate`: any student's directory, a checkpoint's too, measured against the teacher's answers in a cache.
 
+use crate::checkpoint::STATE_FILE;
 use crate::cli::EvaluateArguments;
-use crate::config::TEACHER_FOLDER;
+use crate::config::{TEACHER_FOLDER, check_tokenizer};
 use crate::evaluate::pass::for_each_batch;
 use crate::evaluate::{FullEvaluation, FullTally, NO_TOKENS, tokens};
 use crate::export;
+use crate::output::RUN_FILE;
 use crate::stream::Selection;
 use crate::student::Student;
-use logitcache::atomic_file::write_bytes_atomically;
+use logitcache::atomic_file::{check_place, write_bytes_atomically};
 use logitcache::cache::reader::Cache;
 use logitcache::error::{Error, Result};
+use std::io::Write;
 use std::path::Path;
 
 /// The file's name within the student's directory, where a training run leaves its last evaluation.
@@ -17,18 +20,29 @@ pub const EVALUATION_FILE: &str = "evaluation.json";
 
 const TOKENIZER_FILE: &str = "tokenizer.json";
 
-/// Measures, writes the figures where asked to, and returns the JSON and the table for a person.
+/// Measures, writes the figures where asked to, and returns the table for a person. A cache of another teacher than the student's is measured
+/// too; standard error says so.
 ///
 /// # Errors
-/// [`Error::Usage`] or [`Error::Data`] for a student and a cache that do not belong together, or a cache without masked positions.
+/// [`Error::Usage`] for flags that name nothing to read or write; [`Error::Usage`] or [`Error::Data`] for a student and a cache that do not
+/// belong together, a cache whose tokenizer was changed, or one without masked positions.
 pub fn run(arguments: &EvaluateArguments) -> Result<String> {
     let threads = arguments.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     if threads == 0 {
         return Err(Error::usage("--threads", "at least 1", "0", "leave it out for one per processor"));
     }
+    if let Some(out) = &arguments.out {
+        check_place("--out", out, "DIR/evaluation.json")?;
+    }
+    export::check_student_flag(&arguments.student)?;
     let cache = Cache::open(&arguments.cache)?;
     let student = export::load(&arguments.student)?;
     check_vocabulary(&arguments.student, &student, &cache)?;
+    check_tokenizer(&cache)?;
+    if let Some(note) = other_teacher(&arguments.student, &cache) {
+        // Where nobody can read the note, the figures are what was asked for all the same.
+        let _ = writeln!(std::io::stderr(), "note: {note}");
+    }
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     let pool = pool.map_err(|error| Error::invalid("--threads", "threads that the system gives", error.to_string()))?;
     let mut tally = FullTally::new(cache.spec().vocabulary_size());
@@ -38,11 +52,29 @@ pub fn run(arguments: &EvaluateArguments) -> Result<String> {
         let remedy = "name a cache that precompute made with masking";
         return Err(Error::data(&arguments.cache, "labels", "masked positions", "none in any row", remedy));
     };
-    if let Some(path) = &arguments.out {
-        write(&found, path)?;
-    }
+    let figures = match &arguments.out {
+        Some(path) => {
+            write(&found, path)?;
+            path.display().to_string()
+        }
+        None => "--out FILE writes them, with calibration and disagreements, as JSON".to_owned(),
+    };
     let note = if tokens.is_empty() { format!("\n{NO_TOKENS}\n") } else { String::new() };
-    Ok(format!("{}\n{}{note}", json(&found, &arguments.student)?, table(&found)))
+    Ok(format!("{}{note}\nfigures: {figures}\n", table(&found)))
+}
+
+/// What to say where the cache's teacher is not the one that the student, or the checkpoint of one, notes as its own; nothing where it notes none.
+fn other_teacher(student: &Path, cache: &Cache) -> Option<String> {
+    let noted = [(RUN_FILE, "/settings/teacher"), (STATE_FILE, "/state/settings/teacher")].into_iter().find_map(|(name, place)| {
+        let found: serde_json::Value = serde_json::from_slice(&std::fs::read(student.join(name)).ok()?).ok()?;
+        Some(found.pointer(place)?.as_str()?.to_owned())
+    });
+    let (own, asked) = (noted?, cache.manifest().fingerprints.teacher.to_string());
+    (own != asked).then(|| {
+        let (student, cache) = (student.display(), cache.directory().display());
+        let (its, other) = (format!("{student} was distilled from teacher {own}"), format!("{cache} holds the answers of teacher {asked}"));
+        format!("{its}, but {other}: the figures compare the student with the latter")
+    })
 }
 
 /// Publishes the figures at `path`.
@@ -110,4 +142,45 @@ pub fn table(found: &FullEvaluation) -> String {
         text.push_str(&format!("{:<14} {:>8}  {}  {}\n", class.token, class.support, score(&class.student), score(&class.teacher)));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::small_cache::{SmallCache, arguments};
+    use crate::trainer::StopSignal;
+
+    #[test]
+    fn what_is_measured_against_another_teacher_is_said_and_what_cannot_be_is_refused_first() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = SmallCache::default().write(directory.path(), "cache");
+        let other = SmallCache { teacher: "another", ..SmallCache::default() }.write(directory.path(), "other");
+        let student = directory.path().join("student");
+        let config = Config::check(&arguments(&cache, &student, &["--steps", "1", "--eval-fraction", "0"])).unwrap();
+        crate::run(&config, &StopSignal::default()).unwrap();
+
+        let asked = EvaluateArguments { student: student.clone(), cache: cache.clone(), out: None, threads: Some(1), quiet: true };
+        let table = run(&asked).unwrap();
+        assert!(table.starts_with("masked positions") && table.contains("figures: --out FILE writes them"), "{table}");
+        let open = |path: &Path| Cache::open(path).unwrap();
+        for place in [student.clone(), student.join("checkpoints/step-00000001")] {
+            assert_eq!(other_teacher(&place, &open(&cache)), None);
+            let note = other_teacher(&place, &open(&other)).unwrap();
+            let fingerprints = [&cache, &other].map(|cache| open(cache).manifest().fingerprints.teacher.to_string());
+            assert!(fingerprints.iter().all(|fingerprint| note.contains(fingerprint)), "{note}");
+        }
+        let refused = |arguments: EvaluateArguments, words: [&str; 2]| {
+            let error = run(&arguments).unwrap_err();
+            assert!(error.exit_code() == 2 && words.iter().all(|word| error.to_string().contains(word)), "{error}");
+        };
+        let nope = directory.path().join("nope");
+        refused(EvaluateArguments { student: nope.clone(), ..asked.clone() }, ["--student", "does not exist"]);
+        refused(EvaluateArguments { out: Some(nope.join("file")), ..asked.clone() }, ["--out", "make the directory"]);
+        refused(EvaluateArguments { out: Some(student.clone()), ..asked.clone() }, ["--out", "name a file"]);
+        for path in [student.join(TOKENIZER_FILE), cache.join("teacher/tokenizer.json")] {
+            std::fs::write(path, "").unwrap();
+        }
+        assert!(run(&asked).unwrap_err().to_string().contains("as manifest.json notes"));
+    }
 }

@@ -11,12 +11,15 @@
 
 use crate::kernels::{Parameter, ParameterRef};
 use crate::student::config::StudentConfig;
+use crate::student::layout::layout;
 use crate::student::tensor_file::TensorFile;
+use crate::student::tensor_source::TensorSource;
 use crate::student::tensor_writer::{Named, write_tensors};
 use crate::student::{ParameterSpec, Student};
 use candle_core::DType;
 use logitcache::atomic_file::write_bytes_atomically;
 use logitcache::error::{Error, Result};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 /// The settings' file.
@@ -46,14 +49,43 @@ pub fn save(student: &Student, teacher_files: &Path, directory: &Path) -> Result
     write_parameters(&path, student.parameters())
 }
 
+/// Refuses a `--student` that holds no student's files.
+///
+/// # Errors
+/// [`Error::Usage`].
+pub fn check_student_flag(directory: &Path) -> Result<()> {
+    let lacking = match [CONFIG_FILE, MODEL_FILE].into_iter().find(|name| !directory.join(name).is_file()) {
+        None => return Ok(()),
+        Some(_) if !directory.exists() => "which does not exist".to_owned(),
+        Some(_) if !directory.is_dir() => "which is no directory".to_owned(),
+        Some(name) => format!("which holds no {name}"),
+    };
+    let found = format!("{}, {lacking}", directory.display());
+    Err(Error::usage("--student", "a directory that train wrote", found, "name the --out of a finished training"))
+}
+
 /// Loads a student that [`save`] wrote, in float32.
 ///
 /// # Errors
-/// A missing or damaged file, or one that does not fit the settings beside it.
+/// A missing or damaged file, or one that does not fit the settings beside it, tensors that these do not describe included.
 pub fn load(directory: &Path) -> Result<Student> {
     let config = StudentConfig::read(&directory.join(CONFIG_FILE))?;
     let mut file = TensorFile::open(&directory.join(MODEL_FILE))?;
-    Student::new(config, DType::F32, &mut |parameter: &ParameterSpec| file.read(&parameter.name, &parameter.shape))
+    let known: HashSet<String> = layout(&config).into_iter().map(|parameter| parameter.name).collect();
+    if let Some(surplus) = file.names().into_iter().find(|name| !known.contains(name)) {
+        let expected = format!("only the {} tensors that {CONFIG_FILE} beside it describes", known.len());
+        let remedy = format!("put back the {CONFIG_FILE} that belongs to these weights");
+        return Err(Error::data(directory.join(MODEL_FILE), format!("tensor {surplus}"), expected, "this one too", remedy));
+    }
+    Student::new(config, DType::F32, &mut |parameter: &ParameterSpec| {
+        file.read(&parameter.name, &parameter.shape).map_err(|error| match error {
+            Error::Data { path, field, expected, found, .. } if expected.starts_with("shape") => {
+                let remedy = format!("{CONFIG_FILE} and {MODEL_FILE} are of two students: give a directory as train wrote it");
+                Error::data(path, field, expected, found, remedy)
+            }
+            other => other,
+        })
+    })
 }
 
 /// The files of the cache's `teacher` folder that a student takes along: all but the teacher's own configuration, in alphabetical order. Asked
@@ -204,6 +236,19 @@ mod tests {
         assert!(message.contains("tokenizer.json: expected the teacher's tokenizer, found 1 other files"), "{message}");
         let message = load(out.path()).err().unwrap().to_string();
         assert!(message.contains("cannot read") && message.contains("config.json"), "{message}");
+    }
+
+    #[test]
+    fn tensors_of_more_layers_than_the_settings_say_are_refused() {
+        let (teacher, out) = (teacher_files(), tempfile::tempdir().unwrap());
+        save(&student(DType::F32), teacher.path(), out.path()).unwrap();
+        let fewer = StudentConfig { num_hidden_layers: 1, ..config() };
+        std::fs::write(out.path().join(CONFIG_FILE), fewer.to_json()).unwrap();
+        let message = load(out.path()).err().unwrap().to_string();
+        assert!(
+            message.contains("model.safetensors: tensor distilbert.transformer.layer.1.") && message.contains("only the 25"),
+            "{message}"
+        );
     }
 
     #[test]

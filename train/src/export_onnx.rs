@@ -4,10 +4,11 @@
 //! and biases, embeddings and LayerNorms keep their Hugging Face names, so that `precompute` finds the hidden states when the student is the next
 //! teacher. A model beyond protobuf's 2 GB has its weights in `model.onnx_data`.
 
+mod destination;
 mod graph;
 
 use crate::cli::ExportArguments;
-use crate::export::{CONFIG_FILE, load, with_f32};
+use crate::export::{CONFIG_FILE, check_student_flag, load, with_f32};
 use crate::student::Student;
 use logitcache::atomic_file::write_bytes_atomically;
 use logitcache::error::{Error, Result};
@@ -34,16 +35,15 @@ const TOKENIZER_COMPANIONS: [&str; 8] = [
 /// `train export`: returns what a person is told.
 ///
 /// # Errors
-/// [`Error::Usage`] for a directory that holds no student; a damaged student, or a refusal of the file system.
+/// [`Error::Usage`] for a directory that holds no student, or a destination that holds another model or a cache; a damaged student, or a
+/// refusal of the file system.
 pub fn run(arguments: &ExportArguments) -> Result<String> {
     let student = &arguments.student;
-    if !student.join(CONFIG_FILE).is_file() {
-        let found = format!("{}, which holds no {CONFIG_FILE}", student.display());
-        return Err(Error::usage("--student", "a directory that train wrote", found, "name the --out of a finished training"));
-    }
+    check_student_flag(student)?;
     let out = arguments.out.as_deref().unwrap_or(student);
+    destination::check(student, out, &companions(student))?;
     let loaded = load(student)?;
-    if !same_directory(student, out) {
+    if !destination::same_directory(student, out) {
         copy_companions(student, out)?;
     }
     let path = out.join(ONNX_FILE);
@@ -74,27 +74,24 @@ fn transposed(values: &[f32], columns: usize) -> Vec<f32> {
     (0..columns).flat_map(|column| values.iter().skip(column).step_by(columns).copied()).collect()
 }
 
-fn same_directory(a: &Path, b: &Path) -> bool {
-    match (a.canonicalize(), b.canonicalize()) {
-        (Ok(a), Ok(b)) => a == b,
-        _ => false,
-    }
-}
-
 fn copy_companions(student: &Path, out: &Path) -> Result<()> {
     if !student.join(TOKENIZER_FILE).is_file() {
         let remedy = "copy the teacher's tokenizer there, or export into the student's own directory";
         return Err(Error::data(student, TOKENIZER_FILE, "the student's tokenizer", "no such file", remedy));
     }
     std::fs::create_dir_all(out).map_err(Error::io("create", out))?;
-    for name in [CONFIG_FILE, TOKENIZER_FILE].into_iter().chain(TOKENIZER_COMPANIONS) {
+    for name in companions(student) {
         let source = student.join(name);
-        if source.is_file() {
-            let bytes = std::fs::read(&source).map_err(Error::io("read", &source))?;
-            write_bytes_atomically(&out.join(name), &bytes)?;
-        }
+        let bytes = std::fs::read(&source).map_err(Error::io("read", &source))?;
+        write_bytes_atomically(&out.join(name), &bytes)?;
     }
     Ok(())
+}
+
+/// What of the student's directory goes beside its graph.
+fn companions(student: &Path) -> Vec<&'static str> {
+    let names = [CONFIG_FILE, TOKENIZER_FILE].into_iter().chain(TOKENIZER_COMPANIONS);
+    names.filter(|name| student.join(name).is_file()).collect()
 }
 
 #[cfg(test)]

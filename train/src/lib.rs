@@ -63,17 +63,19 @@ use trainer::{Outcome, StopSignal};
 /// [`Checkpoints::newest`] and [`trainer::train`] for the rest.
 pub fn run(config: &Config, stop: &StopSignal) -> Result<String> {
     let mut progress = Progress::new(config.quiet);
-    output::examine(&config.out, &config.settings)?;
+    let examine = || output::examine(&config.out, &config.settings).map_err(|error| config.name_files(error));
+    examine()?;
     let _lock = output::claim(&config.out)?;
     // Looked at again now that nobody else writes it.
-    let occupancy = output::examine(&config.out, &config.settings)?;
+    let occupancy = examine()?;
+    let checkpoints = Checkpoints::new(config);
     if matches!(occupancy, Occupancy::Finished { same_length: true, .. }) {
+        output::check_finished(&config.out, &checkpoints.list()?)?;
         let (out, table) = (config.out.display(), Summary::read(&config.out)?.table());
         return Ok(format!("{out} already holds the finished student of these settings: nothing was trained.\n\n{table}"));
     }
     let threads = rayon::ThreadPoolBuilder::new().num_threads(config.threads).build();
     let threads = threads.map_err(|error| Error::invalid("--threads", "threads that the system gives", error.to_string()))?;
-    let checkpoints = Checkpoints::new(config);
     threads.install(|| train_and_write(config, &checkpoints, occupancy, &mut progress, stop)).map_err(|error| {
         let last = checkpoints.list().ok().and_then(|mut all| all.pop()).map(|(_, path)| path);
         output::explain_refusal(error, &config.out, last.as_deref())
@@ -90,7 +92,7 @@ fn train_and_write(
     let plan = trainer::plan(config)?;
     progress.say(&plan.to_string());
     let notes = config.objective.truncation_notes(config.targets.k(), config.cache.spec().vocabulary_size());
-    notes.iter().for_each(|note| progress.say(note));
+    notes.iter().chain(&config.objective.head_note()).for_each(|note| progress.say(note));
     let checkpoint = resume::checkpoint_to_go_on_from(config, checkpoints, occupancy, &plan, progress)?;
     let (student, start, mut log) = match &checkpoint {
         Some(checkpoint) => resume::from_checkpoint(config, checkpoint)?,
@@ -115,7 +117,7 @@ fn train_and_write(
     let quality = found.as_ref().map(Quality::from);
     let summary = Summary { quality, ..summarise(config, &student, plan, &outcome) }.with_files(&config.out)?;
     summary.write(&config.out)?;
-    record.write(&config.out)?;
+    record.with_model(&config.out)?.write(&config.out)?;
     report_again::write(&config.out)?;
     Ok(summary.table())
 }

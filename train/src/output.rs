@@ -1,12 +1,14 @@
 //! The student's directory as a whole: whether this run may write there, and the record by which a later run knows what it holds.
 
+use crate::export::MODEL_FILE;
 use logitcache::atomic_file::write_bytes_atomically;
 use logitcache::directory_lock::{DirectoryLock, LOCK_FILE};
 use logitcache::error::{Error, Result};
+use logitcache::fingerprint::Fingerprint;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The record's name within the student's directory.
 pub const RUN_FILE: &str = "run.json";
@@ -29,6 +31,9 @@ pub struct RunRecord {
     pub completed_steps: u64,
     /// Whether these are all.
     pub finished: bool,
+    /// The digest of a finished student's `model.safetensors`; absent before, and in records from before it was noted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model_sha256: Option<Fingerprint>,
 }
 
 /// What a directory holds for this run.
@@ -50,7 +55,21 @@ pub enum Occupancy {
 impl RunRecord {
     /// A record of `settings`.
     pub fn new(settings: &BTreeMap<String, String>, completed_steps: u64, finished: bool) -> Self {
-        Self { record_version: RECORD_VERSION, settings: settings.clone(), completed_steps, finished }
+        Self { record_version: RECORD_VERSION, settings: settings.clone(), completed_steps, finished, model_sha256: None }
+    }
+
+    /// The record with the digest of the student that lies in `directory`.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn with_model(self, directory: &Path) -> Result<Self> {
+        Ok(Self { model_sha256: Some(Fingerprint::of_file(&directory.join(MODEL_FILE))?), ..self })
+    }
+
+    fn parse(text: &str, path: &Path) -> Result<Self> {
+        serde_json::from_str(text).map_err(|error| {
+            Error::data(path, "content", "the record that train wrote", error.to_string(), "put back a copy of it, or choose another --out")
+        })
     }
 
     /// Publishes the record in `directory`.
@@ -96,7 +115,7 @@ pub fn examine(directory: &Path, settings: &BTreeMap<String, String>) -> Result<
         }
         other => other.map_err(Error::io("read", &path))?,
     };
-    let record: RunRecord = serde_json::from_str(&text).map_err(Error::library("parse", &path))?;
+    let record = RunRecord::parse(&text, &path)?;
     refuse_other_settings(directory, &record.settings, settings)?;
     if record.record_version != RECORD_VERSION {
         let remedy = "use the program that began it, or choose another --out";
@@ -105,6 +124,34 @@ pub fn examine(directory: &Path, settings: &BTreeMap<String, String>) -> Result<
     let same = |name: &str| record.settings.get(name) == settings.get(name);
     let same_length = same("epochs") && same("steps");
     Ok(if record.finished { Occupancy::Finished { steps: record.completed_steps, same_length } } else { Occupancy::Unfinished })
+}
+
+/// Refuses a finished student in `directory` whose weights are no longer those that were written. `checkpoints`, ascending, may hold them still.
+///
+/// # Errors
+/// [`Error::Data`], saying where the weights still are.
+pub fn check_finished(directory: &Path, checkpoints: &[(u64, PathBuf)]) -> Result<()> {
+    let (record, model) = (directory.join(RUN_FILE), directory.join(MODEL_FILE));
+    let text = std::fs::read_to_string(&record).map_err(Error::io("read", &record))?;
+    let record = RunRecord::parse(&text, &record)?;
+    let found = model.is_file().then(|| Fingerprint::of_file(&model)).transpose()?;
+    let same = match record.model_sha256 {
+        Some(expected) => found == Some(expected),
+        None => found.is_some(),
+    };
+    if same {
+        return Ok(());
+    }
+    let expected =
+        record.model_sha256.map_or("the finished student's weights".to_owned(), |sha256| format!("{sha256}, as {RUN_FILE} notes"));
+    let found = found.map_or("no such file".to_owned(), |sha256| sha256.to_string());
+    let copies = checkpoints.iter().rev().map(|(_, path)| path.join(MODEL_FILE));
+    let copy = copies.into_iter().find(|path| record.model_sha256.is_some() && Fingerprint::of_file(path).ok() == record.model_sha256);
+    let remedy = match copy {
+        Some(copy) => format!("copy {} there: it holds the same weights", copy.display()),
+        None => "choose another --out, or remove that one to train again".to_owned(),
+    };
+    Err(Error::data(model, "SHA-256", expected, found, remedy))
 }
 
 /// Refuses settings that make `asked` another run than the one that `directory` holds.
@@ -154,15 +201,28 @@ pub fn explain_refusal(error: Error, directory: &Path, last: Option<&Path>) -> E
     Error::data(path, action, expected, source.to_string(), remedy)
 }
 
+/// How a file or cache is told from another, for a person.
+pub fn content(fingerprint: &str) -> String {
+    format!("the content of SHA-256 {fingerprint}")
+}
+
 /// `name: is stored, asked is ...` for each setting that differs.
 fn differences(stored: &BTreeMap<String, String>, asked: &BTreeMap<String, String>) -> Vec<String> {
     let names: std::collections::BTreeSet<&String> = stored.keys().chain(asked.keys()).collect();
-    let said = |value: Option<&String>| value.cloned().unwrap_or("not given".to_owned());
+    let said = |value: Option<&String>| match value {
+        None => "not given".to_owned(),
+        Some(value) if value.parse::<Fingerprint>().is_ok() => content(value),
+        Some(value) => value.clone(),
+    };
     names
         .into_iter()
         .filter(|name| !MAY_CHANGE.contains(&name.as_str()) && stored.get(*name) != asked.get(*name))
         .map(|name| {
-            let flag = if name == "teacher" { "the cache's teacher".to_owned() } else { format!("--{name}") };
+            let flag = match name.as_str() {
+                "teacher" => "the cache's teacher".to_owned(),
+                "held-out-by" => "what is held out together".to_owned(),
+                _ => format!("--{name}"),
+            };
             format!("{flag} was {}, now {}", said(stored.get(name)), said(asked.get(name)))
         })
         .collect()
@@ -215,6 +275,30 @@ mod tests {
         let error = examine(directory.path(), &settings(0)).unwrap_err();
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().contains("thesis.tex"), "{error}");
+    }
+
+    #[test]
+    fn a_finished_student_whose_weights_changed_is_refused_with_the_place_of_its_copy() {
+        let (directory, checkpoint) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (out, model) = (directory.path(), directory.path().join(MODEL_FILE));
+        std::fs::write(&model, "weights").unwrap();
+        std::fs::write(checkpoint.path().join(MODEL_FILE), "weights").unwrap();
+        let checkpoints = [(3, checkpoint.path().to_owned())];
+        RunRecord::new(&settings(3), 3, true).with_model(out).unwrap().write(out).unwrap();
+        check_finished(out, &checkpoints).unwrap();
+        let refused = |checkpoints: &[(u64, PathBuf)]| check_finished(out, checkpoints).unwrap_err().to_string();
+        std::fs::write(&model, "weighty").unwrap();
+        let changed = refused(&checkpoints);
+        let digest = Fingerprint::of_bytes(b"weights").to_string();
+        assert!(changed.contains(&digest) && changed.contains(&format!("copy {}", checkpoint.path().display())), "{changed}");
+        std::fs::remove_file(&model).unwrap();
+        let missing = refused(&[]);
+        assert!(missing.contains("model.safetensors: SHA-256") && missing.contains("found no such file"), "{missing}");
+        RunRecord::new(&settings(3), 3, true).write(out).unwrap();
+        assert!(refused(&checkpoints).contains("no such file"), "a record without a digest");
+        std::fs::write(out.join(RUN_FILE), "{").unwrap();
+        let damaged = examine(out, &settings(3)).unwrap_err().to_string();
+        assert!(damaged.contains("run.json: content: expected the record") && damaged.contains("another --out"), "{damaged}");
     }
 
     #[test]

@@ -51,7 +51,10 @@ impl Progress {
     pub fn step(&self, line: &StepMetrics) {
         let pace = format!("{:.0} tokens/s, rate {:.1e}", line.tokens_per_second, line.learning_rate);
         let parts = line.parts.iter().map(|(part, value)| format!("{} {value:.3}", part.name()));
-        let losses: Vec<String> = std::iter::once(format!("loss {:.3}", line.loss)).chain(parts).collect();
+        let mut losses: Vec<String> = std::iter::once(format!("loss {:.3}", line.loss)).chain(parts).collect();
+        if losses.len() == 1 {
+            losses.push("no part of it has a weight here".to_owned());
+        }
         match &self.bar {
             Some(bar) => {
                 bar.set_prefix(format!(", {pace}"));

@@ -1,6 +1,7 @@
 //! `train report`: a student's page written anew from the files in its directory.
 
 use crate::cli::ReportArguments;
+use crate::output::RUN_FILE;
 use crate::report::{REPORT_FILE, page};
 use crate::summary::{SUMMARY_FILE, Summary, read_pair};
 use logitcache::atomic_file::write_bytes_atomically;
@@ -53,6 +54,9 @@ fn read(directory: &Path, name: &str) -> Result<Option<Value>> {
     let path = directory.join(name);
     match std::fs::read(&path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        read => serde_json::from_slice(&read.map_err(Error::io("read", &path))?).map(Some).map_err(Error::library("parse", &path)),
+        read => serde_json::from_slice(&read.map_err(Error::io("read", &path))?).map(Some).map_err(|error| {
+            let remedy = if name == RUN_FILE { "put back a copy of it" } else { "put back a copy, or remove it: the page does without" };
+            Error::data(&path, "content", "JSON that train or precompute wrote", error.to_string(), remedy)
+        }),
     }
 }

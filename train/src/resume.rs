@@ -44,7 +44,7 @@ pub(crate) fn checkpoint_to_go_on_from(
         };
     };
     let state = checkpoint.state();
-    refuse_other_settings(checkpoint.path(), &state.settings, &config.settings)?;
+    refuse_other_settings(checkpoint.path(), &state.settings, &config.settings).map_err(|error| config.name_files(error))?;
     let done = state.run.step;
     if done > plan.steps {
         let expected = format!("at least the {done} steps behind {}", checkpoint.path().display());

@@ -46,6 +46,8 @@ impl Default for SmallCache {
     }
 }
 
+const TOKENIZER: &str = "{}";
+
 const TEACHER_CONFIG: &str = r#"{"model_type": "bert", "hidden_act": "gelu", "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2,
     "num_attention_heads": 2, "intermediate_size": 24, "max_position_embeddings": 16}"#;
 
@@ -55,12 +57,12 @@ impl SmallCache {
         let directory = directory.join(name);
         std::fs::create_dir_all(directory.join("teacher")).unwrap();
         std::fs::write(directory.join("teacher/config.json"), TEACHER_CONFIG).unwrap();
-        std::fs::write(directory.join("teacher/tokenizer.json"), "{}").unwrap();
+        std::fs::write(directory.join("teacher/tokenizer.json"), TOKENIZER).unwrap();
         write_vocabulary(&directory, &(0..VOCABULARY).map(|id| format!("token {id}")).collect::<Vec<_>>()).unwrap();
         let spec = self.spec();
         let run = format!("{} {} {:?}", self.teacher, self.corpus, (self.shards_per_pass, self.rows_per_shard, self.passes));
         let of = |text: &str| Fingerprint::of_bytes(text.as_bytes());
-        let fingerprints = Fingerprints { teacher: of(self.teacher), tokenizer: of("tokenizer"), corpus: of(self.corpus), run: of(&run) };
+        let fingerprints = Fingerprints { teacher: of(self.teacher), tokenizer: of(TOKENIZER), corpus: of(self.corpus), run: of(&run) };
         let mut shards = Vec::new();
         for pass in 0..self.passes {
             for shard in 0..u64::from(self.shards_per_pass) {

@@ -60,14 +60,21 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Reads the summary in `directory`.
+    /// Reads the summary in `directory`, to which its paths then point: it may have been moved since.
     ///
     /// # Errors
-    /// [`Error::Io`] where it is missing, [`Error::Library`] where it cannot be parsed.
+    /// [`Error::Data`] where it is missing or cannot be parsed.
     pub fn read(directory: &Path) -> Result<Self> {
         let path = directory.join(SUMMARY_FILE);
-        let text = std::fs::read(&path).map_err(Error::io("read", &path))?;
-        serde_json::from_slice(&text).map_err(Error::library("parse", &path))
+        let refuse = |found: String| {
+            let remedy =
+                "put back a copy; without the file, train report leaves its rows out, and train evaluate measures the student anew";
+            Error::data(&path, "content", "the summary that train wrote", found, remedy)
+        };
+        let text = std::fs::read(&path).map_err(|error| refuse(error.to_string()))?;
+        let stored: Self = serde_json::from_slice(&text).map_err(|error| refuse(error.to_string()))?;
+        let curves = stored.curves.file_name().map_or(stored.curves.clone(), |name| directory.join(name));
+        Ok(Self { curves, student: directory.to_owned(), ..stored })
     }
 
     /// Takes in what the files in `directory` say of sizes and times.
@@ -255,7 +262,14 @@ mod tests {
     fn a_summary_reads_back() {
         let directory = tempfile::tempdir().unwrap();
         summary().write(directory.path()).unwrap();
-        assert_eq!(Summary::read(directory.path()).unwrap(), summary());
+        let here = Summary { curves: directory.path().join("curves.svg"), student: directory.path().to_owned(), ..summary() };
+        assert_eq!(Summary::read(directory.path()).unwrap(), here, "the directory that it was read from");
+        for damaged in [Some("{"), None] {
+            let path = directory.path().join(SUMMARY_FILE);
+            damaged.map_or_else(|| std::fs::remove_file(&path), |text| std::fs::write(&path, text)).unwrap();
+            let error = Summary::read(directory.path()).unwrap_err().to_string();
+            assert!(error.contains("summary.json: content: expected the summary") && error.contains("put back a copy"), "{error}");
+        }
         assert_eq!(precompute_seconds(directory.path()), None);
         std::fs::write(directory.path().join(CACHE_TIMING_FILE), r#"{"seconds": 61.5, "teacher_seconds": 60.0}"#).unwrap();
         assert_eq!(precompute_seconds(directory.path()), Some(61.5));

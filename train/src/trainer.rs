@@ -21,7 +21,7 @@ use crate::stream::Selection;
 use crate::student::{HiddenObjective, Student};
 use logitcache::cache::reader::Cache;
 use logitcache::error::{Error, Result};
-use nonfinite::NonFinite;
+use nonfinite::{NonFinite, explain_evaluation};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -275,7 +275,12 @@ impl<'a> Run<'a> {
 
     fn evaluate(&mut self) -> Result<()> {
         let began = Instant::now();
-        let Some(evaluation) = evaluate(self.config, self.student)? else { return Ok(()) };
+        let step = self.state.step;
+        let evaluated = evaluate(self.config, self.student).map_err(|error| {
+            let last = self.checkpoints.list().ok().and_then(|mut all| all.pop()).map(|(_, path)| path);
+            explain_evaluation(error, step, self.config.cache.directory(), last.as_deref())
+        });
+        let Some(evaluation) = evaluated? else { return Ok(()) };
         let line = EvaluationMetrics {
             step: self.state.step,
             epoch: self.epoch(),

@@ -63,10 +63,11 @@ impl Model {
         files
     }
 
-    /// Elements of the floating-point initialisers. A decoder tied to the embeddings is usually two tensors in an export, and then counts twice.
+    /// Elements of the floating-point initialisers but for single numbers, which are a graph's constants, no weights. A decoder tied to the
+    /// embeddings is usually two tensors in an export, and then counts twice.
     pub fn float_elements(&self) -> u64 {
         let is_float = |tensor: &&TensorProto| element_type::FLOATS.contains(&tensor.data_type);
-        self.graph().initializers.iter().filter(is_float).map(elements).sum()
+        self.graph().initializers.iter().filter(is_float).map(elements).filter(|elements| *elements > 1).sum()
     }
 
     /// The file's bytes with `names` as further outputs of the graph; their types are left to the runtime. Names that are outputs already are left out.
@@ -107,7 +108,12 @@ mod tests {
         };
         let graph = GraphProto {
             nodes: vec![NodeProto { inputs: vec!["a".into()], outputs: vec!["b".into()], op_type: "Relu".into(), ..NodeProto::default() }],
-            initializers: vec![weight("w", 1, &[3, 4], 0), weight("h", 10, &[5], EXTERNAL), weight("i", 7, &[100], 0)],
+            initializers: vec![
+                weight("w", 1, &[3, 4], 0),
+                weight("h", 10, &[5], EXTERNAL),
+                weight("i", 7, &[100], 0),
+                weight("c", 1, &[], 0),
+            ],
             inputs: vec![ValueInfoProto { name: "a".into() }],
             outputs: vec![ValueInfoProto { name: "logits".into() }],
         };

@@ -16,10 +16,14 @@ const NO_SETTINGS: [&str; 3] = ["config", "help", "version"];
 /// Text flags that hold several values with commas between.
 const TEXT_LISTS: [&str; 2] = ["loss", "hidden-map"];
 
+/// Flags that mean nothing without another.
+const NEEDS: [(&str, &str); 2] = [("init-layers", "init-from"), ("init-widths", "init-from")];
+
 /// `typed` with the flags of its `--config` file inserted after the program's name; as it is where there is no such file.
 ///
 /// # Errors
-/// [`Error::Usage`] for a file that cannot be read or is no TOML, a key that is no flag, with the nearest that is, and a value of another type.
+/// [`Error::Usage`] for a file that cannot be read or is no TOML, a key that is no flag, with the nearest that is, a value of another type, and keys
+/// that exclude each other or lack a third.
 pub(super) fn with_file(typed: Vec<OsString>, command: &Command) -> Result<Vec<OsString>> {
     let subcommand = typed.get(1).is_some_and(|word| command.get_subcommands().any(|known| word == known.get_name()));
     let Some(path) = config_path(&typed).filter(|_| !subcommand) else { return Ok(typed) };
@@ -31,20 +35,48 @@ pub(super) fn with_file(typed: Vec<OsString>, command: &Command) -> Result<Vec<O
         Error::usage("--config", "TOML", format!("{} ({})", error.message(), place.of(at)), "mend that line")
     })?;
     let mut words: Vec<OsString> = typed.first().cloned().into_iter().collect();
+    let mut taken: Vec<(&Arg, String)> = Vec::new();
     for (key, value) in table.get_ref() {
         let name = key.get_ref().as_ref();
         let Some(flag) = settings(command).find(|flag| flag.get_long() == Some(name)) else {
-            return Err(unknown(name, &place.of(key.span().start), command));
+            return Err(unknown(name, value.get_ref(), &place.of(key.span().start), command));
         };
         let value = word(flag, value.get_ref()).map_err(|expected| {
             let found = format!("{} ({})", described(value.get_ref()), place.of(value.span().start));
             Error::usage(format!("--config: {name}"), expected, found, "mend that value")
         })?;
         let overruled = settings(command).any(|other| excludes(command, flag, other) && is_typed(&typed, other));
-        words.extend(value.filter(|_| !overruled && !is_typed(&typed, flag)));
+        if let Some(value) = value.filter(|_| !overruled && !is_typed(&typed, flag)) {
+            words.push(value);
+            taken.push((flag, format!("{name} ({})", place.of(key.span().start))));
+        }
     }
+    check_together(command, &typed, &taken)?;
     words.extend(typed.into_iter().skip(1));
     Ok(words)
+}
+
+/// Refuses keys of the file, each with its place, that exclude each other or lack a third.
+fn check_together(command: &Command, typed: &[OsString], taken: &[(&Arg, String)]) -> Result<()> {
+    let long = |flag: &Arg| flag.get_long().unwrap_or_default().to_owned();
+    for (i, (flag, place)) in taken.iter().enumerate() {
+        if let Some((other, others)) = taken[..i].iter().find(|(other, _)| excludes(command, flag, other)) {
+            let expected = format!("one of {} and {}", long(other), long(flag));
+            return Err(Error::usage("--config", expected, format!("{others} and {place}"), "take one of the two out"));
+        }
+        let needed = NEEDS.iter().find(|(name, _)| *name == long(flag)).map(|(_, needed)| *needed);
+        let Some(needed) = needed.and_then(|name| settings(command).find(|other| other.get_long() == Some(name))) else { continue };
+        if !is_typed(typed, needed) && !taken.iter().any(|(other, _)| other.get_id() == needed.get_id()) {
+            let needed = long(needed);
+            return Err(Error::usage(
+                "--config",
+                format!("{needed} beside {}", long(flag)),
+                place.clone(),
+                format!("add {needed}, or take it out"),
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// A place in the file, for a message.
@@ -93,10 +125,22 @@ fn excludes(command: &Command, one: &Arg, other: &Arg) -> bool {
     names(one, other) || names(other, one)
 }
 
-fn unknown(name: &str, place: &str, command: &Command) -> Error {
+fn unknown(name: &str, value: &DeValue<'_>, place: &str, command: &Command) -> Error {
+    let refuse = |expected: &str, remedy: &str| Error::usage("--config", expected, format!("{name} ({place})"), remedy);
+    if NO_SETTINGS.contains(&name) {
+        return refuse("settings of a run", "that one can only be typed: take it out");
+    }
+    let is_section = match value {
+        DeValue::Table(_) => true,
+        DeValue::Array(items) => items.iter().any(|item| matches!(item.get_ref(), DeValue::Table(_))),
+        _ => false,
+    };
+    if is_section {
+        return refuse("a flat list of flags, without sections", "take the section's heading out");
+    }
     let known = settings(command).filter_map(Arg::get_long);
     let nearest = known.min_by_key(|known| strsim::osa_distance(known, name)).unwrap_or_default();
-    Error::usage("--config", "flags of train by their long names", format!("{name} ({place})"), format!("the nearest is {nearest}"))
+    refuse("flags of train by their long names", &format!("the nearest is {nearest}"))
 }
 
 /// The flag as a word of a command line; none for a switch that is off. What was expected, where the value is of another type.
@@ -177,12 +221,16 @@ mod tests {
     #[test]
     fn every_type_becomes_a_word() {
         let text = "steps = 1_000\nlearning-rate = 5e-4\nclip = 5\nquiet = true\nresume = false\ninit-layers = [0, 2]\nout = \"my student\"\n\
-            seed = 18446744073709551615\nloss = [\"ce=5\", \"mlm=2\"]";
+            seed = 18446744073709551615\ninit-from = \"m\"\nloss = [\"ce=5\", \"mlm=2\"]";
         let mut words = merged(text, "train --config FILE").unwrap();
         words.sort();
-        let expected = ["--clip=5", "--init-layers=0,2", "--learning-rate=5e-4", "--loss=ce=5,mlm=2", "--out=my student", "--quiet"];
+        let expected =
+            ["--clip=5", "--init-from=m", "--init-layers=0,2", "--learning-rate=5e-4", "--loss=ce=5,mlm=2", "--out=my student", "--quiet"];
         assert_eq!(words, [&expected[..], &["--seed=18446744073709551615", "--steps=1000", "train"]].concat());
-        assert_eq!(merged("init-layers = \"0, 2\"", "train --config=FILE").unwrap(), ["train", "--init-layers=0,2"]);
+        assert_eq!(
+            merged("init-layers = \"0, 2\"", "train --config=FILE --init-from m").unwrap(),
+            ["train", "--init-layers=0,2", "--init-from", "m"]
+        );
     }
 
     #[test]
@@ -216,7 +264,22 @@ mod tests {
             let (error, key) = (refused(text), text.split(' ').next().unwrap());
             assert!(error.contains(&format!("{key}: expected {expected}, found ")) && error.contains(found), "{error}");
         }
-        assert!(refused("config = \"other\"").contains("config ("));
+        let own = refused("config = \"other\"");
+        assert!(own.contains("config (") && own.contains("can only be typed") && !own.contains("nearest"), "{own}");
+        for sections in ["[optimisation]\nsteps = 3", "optimisation.steps = 3", "[[optimisation]]\nsteps = 3"] {
+            let section = refused(sections);
+            assert!(section.contains("without sections") && section.contains("optimisation (") && section.contains("line 1"), "{section}");
+        }
+        for (text, words) in [
+            ("steps = 3\nepochs = 2", ["steps (", "epochs (", "line 1", "line 2", "one of"]),
+            ("eval-cache = \"e\"\neval-fraction = 0.1", ["eval-cache (", "eval-fraction (", "line 1", "line 2", "one of"]),
+            ("seed = 1\ninit-layers = [0]", ["init-layers (", "line 2", "init-from beside", "add init-from", "--config"]),
+        ] {
+            let message = refused(text);
+            assert!(words.iter().all(|word| message.contains(word)), "{message}");
+        }
+        assert!(merged("init-layers = [0]", "train --config FILE --init-from m").is_ok());
+        assert!(merged("steps = 3\nepochs = 2", "train --config FILE --epochs 2").is_ok());
         assert!(refused("steps = ").contains("line 1"));
         assert!(with_file(["train", "--config", "nowhere.toml"].map(OsString::from).to_vec(), &command()).is_err());
     }

@@ -22,7 +22,7 @@ pub struct ExportArguments {
     /// Write model.onnx, with open batch and length
     #[arg(long, required = true)]
     pub onnx: bool,
-    /// Where to write it [default: the student's directory]
+    /// Where to write it: a new or empty directory, or an earlier export's [default: the student's directory]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
 }
@@ -33,10 +33,10 @@ pub struct EvaluateArguments {
     /// The student's directory
     #[arg(long, value_name = "DIR")]
     pub student: PathBuf,
-    /// A cache of the student's teacher; every row is measured
+    /// A cache of the student's teacher; every row is measured. Another teacher's is measured too, with a note
     #[arg(long, value_name = "DIR")]
     pub cache: PathBuf,
-    /// Where to write the figures as JSON [default: they are printed only]
+    /// Where to write the figures as JSON [default: the table is printed only]
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
     /// Threads that compute [default: one per processor]

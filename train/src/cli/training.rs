@@ -77,7 +77,8 @@ pub struct StudentArguments {
     /// Width inside the feed-forward blocks [default: the teacher's]
     #[arg(long, value_name = "N")]
     pub feed_forward: Option<usize>,
-    /// Width of the embeddings, for --family albert [default: an ALBERT teacher's, else 128 or the hidden size if that is less]
+    /// Width of the embeddings, for --family albert [default: the hidden size with --init-from of another family; else an ALBERT teacher's, else
+    /// 128 or the hidden size if that is less]
     #[arg(long, value_name = "N")]
     pub embedding_size: Option<usize>,
     /// What the feed-forward blocks and the head apply: gelu, gelu_new, relu or silu [default: the teacher's]
@@ -87,7 +88,7 @@ pub struct StudentArguments {
     #[arg(long, value_name = "FILE")]
     pub init_from: Option<PathBuf>,
     /// The teacher's layers to copy, one per student layer [default: 0,2,4,7,9,11 for 6 of 12, else evenly spaced]
-    #[arg(long, value_name = "LIST", value_delimiter = ',', requires = "init_from")]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = layer, requires = "init_from")]
     pub init_layers: Option<Vec<usize>>,
     /// Which hidden dimensions, heads and neurons of a wider teacher to copy: order (the leading ones) or importance (those of the largest
     /// norms) [default: order]
@@ -96,6 +97,11 @@ pub struct StudentArguments {
     /// Probability of dropping an activation
     #[arg(long, value_name = "P", default_value_t = 0.1)]
     pub dropout: f64,
+}
+
+/// A layer's number, spaces around it or not.
+fn layer(typed: &str) -> Result<usize, std::num::ParseIntError> {
+    typed.trim().parse()
 }
 
 /// The loss.
@@ -226,5 +232,7 @@ mod tests {
         let typed = ["train", "--cache", "c", "--out", "o", "--init-from", "m", "--init-layers", "0,2,4"];
         let arguments = Arguments::try_parse_from(typed).unwrap();
         assert_eq!(arguments.student.init_layers, Some(vec![0, 2, 4]));
+        let spaced = Arguments::try_parse_from(typed.map(|word| if word == "0,2,4" { "0, 2, 4" } else { word })).unwrap();
+        assert_eq!(spaced.student.init_layers, arguments.student.init_layers);
     }
 }

@@ -46,11 +46,38 @@ fn settings_name_what_makes_a_run_another_one() {
 }
 
 #[test]
+fn a_refusal_of_other_contents_names_where_they_lie() {
+    let directory = tempfile::tempdir().unwrap();
+    let out = directory.path().join("out");
+    let [cache, other] = [("cache", "corpus"), ("other", "another")]
+        .map(|(name, corpus)| SmallCache { corpus, ..SmallCache::default() }.write(directory.path(), name));
+    let with_cache = check(&cache, &["--eval-cache", &other.display().to_string()]).unwrap();
+    std::fs::create_dir(&out).unwrap();
+    crate::output::RunRecord::new(&with_cache.settings, 1, false).write(&out).unwrap();
+    let config = check(&other, &[]).unwrap();
+    let error = config.name_files(crate::output::examine(&out, &config.settings).unwrap_err());
+    let place = format!("now {} with the content of SHA-256 {}", other.display(), config.settings["cache"]);
+    let was = format!("--cache was the content of SHA-256 {}", with_cache.settings["cache"]);
+    assert_names(&error.to_string(), &[&place, &was, "what is held out together was not given, now document"]);
+    assert!(!error.to_string().contains("--held-out-by"), "{error}");
+}
+
+#[test]
 fn a_temperature_that_the_cache_lacks_is_refused() {
     assert_names(
         &refusal(&SmallCache::default(), &["--temperature", "4"], 2),
         &["--temperature", "2, 1", "found 4", "precompute --temperature 4"],
     );
+    for impossible in ["0", "nan", "inf"] {
+        let message = refusal(&SmallCache::default(), &["--temperature", impossible], 2);
+        assert!(message.contains("choose one of these") && !message.contains("precompute"), "{message}");
+    }
+}
+
+#[test]
+fn a_shape_beyond_the_machine_is_refused_before_it_is_made() {
+    assert_names(&refusal(&SmallCache::default(), &["--hidden-size", "100000000"], 2), &["--hidden-size: ", "memory", "smaller student"]);
+    assert_names(&refusal(&SmallCache::default(), &["--layers", "4294967295"], 2), &["--layers: ", "memory"]);
 }
 
 #[test]
@@ -87,6 +114,22 @@ fn a_map_of_hidden_states_is_resolved_or_refused() {
     assert_names(&lacking, &["--hidden-map", "hidden states 0,1,2", "layers 2 of 2", "precompute --hidden-layers 0,1,2"]);
     let mse = refusal(&SmallCache { hidden_layers: vec![], ..last }, &["--loss", "ce=1,hidden-mse=1"], 2);
     assert_names(&mse, &["--loss", "hidden-mse", "no hidden states", "precompute --hidden-layers last"]);
+}
+
+#[test]
+fn a_changed_tokenizer_and_absent_first_weights_are_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = SmallCache::default().write(directory.path(), "cache");
+    let absent = directory.path().join("nope").display().to_string();
+    let error = check(&cache, &["--init-from", &absent]).unwrap_err();
+    assert_eq!(error.exit_code(), 2);
+    assert_names(&error.to_string(), &["--init-from: expected a model.safetensors", "nope: no such file"]);
+    for text in ["", "{ }"] {
+        std::fs::write(cache.join("teacher/tokenizer.json"), text).unwrap();
+        let error = check(&cache, &[]).unwrap_err().to_string();
+        let found = Fingerprint::of_bytes(text.as_bytes()).to_string();
+        assert_names(&error, &["tokenizer.json: SHA-256: expected", "as manifest.json notes", &found, "run precompute again"]);
+    }
 }
 
 #[test]
@@ -141,5 +184,5 @@ fn a_cache_without_its_tokenizer_or_manifest_is_refused_before_training() {
 
 #[test]
 fn a_missing_initial_file_is_named() {
-    assert_names(&refusal(&SmallCache::default(), &["--init-from", "nowhere.safetensors"], 1), &["nowhere.safetensors"]);
+    assert_names(&refusal(&SmallCache::default(), &["--init-from", "nowhere.safetensors"], 2), &["nowhere.safetensors"]);
 }

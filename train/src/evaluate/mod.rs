@@ -49,6 +49,9 @@ pub struct Evaluation {
     pub student_gold_top1: f64,
 }
 
+/// What a refusal of the student's answers calls them.
+pub const STUDENT_LOGITS: &str = "student logits";
+
 /// Sums over scored positions.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Tally {
@@ -82,7 +85,7 @@ impl Tally {
             return Ok(());
         }
         if logits.is_empty() || !logits.len().is_multiple_of(asked) {
-            return Err(Error::invalid("student logits", format!("{asked} rows"), format!("{} values", logits.len())));
+            return Err(Error::invalid(STUDENT_LOGITS, format!("{asked} rows"), format!("{} values", logits.len())));
         }
         // Scored in parallel, summed in order: the result does not depend on the number of threads.
         let scores: Vec<Option<Score>> = logits
@@ -94,7 +97,7 @@ impl Tally {
             })
             .collect();
         for (row, score) in scores.into_iter().enumerate() {
-            let score = score.ok_or_else(|| Error::invalid("student logits", "finite values", format!("another in asked row {row}")))?;
+            let score = score.ok_or_else(|| Error::invalid(STUDENT_LOGITS, "finite values", format!("another in asked row {row}")))?;
             self.positions += 1;
             self.agreements += u64::from(score.agrees);
             self.divergence += score.divergence;

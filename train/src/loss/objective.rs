@@ -11,6 +11,9 @@ use std::str::FromStr;
 /// beta of `jsd` where nothing is said.
 const DEFAULT_BETA: f64 = 0.5;
 
+/// The largest weight; beyond it nothing but single precision's end is near.
+const LARGEST_WEIGHT: f64 = 1e6;
+
 /// Shares of a warm-up-stable-decay schedule where nothing is said.
 const DEFAULT_WARMUP: f64 = 0.1;
 const DEFAULT_DECAY: f64 = 0.2;
@@ -84,6 +87,17 @@ impl Objective {
         self.terms[Part::Jsd as usize].map_or(DEFAULT_BETA, |term| term.beta)
     }
 
+    /// What a loss of hidden states alone leaves undone; none where a part reads the logits.
+    pub fn head_note(&self) -> Option<String> {
+        let named = self.parts().map(Part::name).collect::<Vec<_>>().join(" and ");
+        let hidden = self.parts().all(Part::is_of_hidden);
+        hidden.then(|| {
+            format!(
+                "{named} alone leaves the vocabulary head at its first weights, so that its logits are not taught: add ce or mlm to --loss"
+            )
+        })
+    }
+
     /// What the parts make of a cache with `k` of `vocabulary` ids, a line for each that is biased there; none where every id is stored.
     pub fn truncation_notes(&self, k: usize, vocabulary: usize) -> Vec<String> {
         if k >= vocabulary {
@@ -129,14 +143,24 @@ impl fmt::Display for Objective {
 
 fn refuse(found: impl Into<String>) -> Error {
     let names = Part::ALL.map(Part::name).join(", ");
-    let expected = format!("parts {names} with weights of 0 or more, one of them above 0");
+    let expected = format!("parts {names} with weights from 0 to {LARGEST_WEIGHT}, one of them above 0");
     Error::usage("--loss", expected, found, "write for example --loss ce=5,mlm=2,cos=1")
 }
 
 /// A refusal of an option of a part.
 fn refuse_option(part: Part, expected: impl Into<String>, found: impl Into<String>) -> Error {
     let expected = format!("{} with {}", part.name(), expected.into());
-    Error::usage("--loss", expected, found, "write for example --loss ce=5:tail=ghost:schedule=linear:end=1,jsd=1:beta=0.5")
+    let example = match part {
+        Part::Jsd => "jsd=1:beta=0.25:tail=ghost".to_owned(),
+        _ if has_tail(part) => format!("{}=5:tail=ghost:schedule=linear:end=1", part.name()),
+        _ => format!("{}=1:schedule=linear:end=0.5", part.name()),
+    };
+    Error::usage("--loss", expected, found, format!("write for example --loss {example}"))
+}
+
+/// Whether a part is of probabilities, some of which lie outside the stored ids.
+fn has_tail(part: Part) -> bool {
+    matches!(part, Part::Ce | Part::ReverseKl | Part::Jsd | Part::Tvd)
 }
 
 /// The options as they were typed.
@@ -154,8 +178,13 @@ impl<'a> Typed<'a> {
     fn read(part: Part, options: impl Iterator<Item = &'a str>) -> Result<Self> {
         let mut typed = Self::default();
         for option in options {
-            let expected = "options tail, beta, schedule, end, warmup and decay, each once and with a value";
-            let (name, value) = option.split_once('=').ok_or_else(|| refuse_option(part, expected, format!("{option:?}")))?;
+            let own = match part {
+                Part::Jsd => "tail, beta, ",
+                _ if has_tail(part) => "tail, ",
+                _ => "",
+            };
+            let expected = format!("options {own}schedule, end, warmup and decay, each once and with a value");
+            let (name, value) = option.split_once('=').ok_or_else(|| refuse_option(part, &*expected, format!("{option:?}")))?;
             let place = match name.trim() {
                 "tail" => &mut typed.tail,
                 "beta" => &mut typed.beta,
@@ -175,11 +204,11 @@ impl<'a> Typed<'a> {
     fn schedule(&self, part: Part) -> Result<WeightSchedule> {
         let number = |name: &str, typed: Option<&str>, default: f64, largest: f64| {
             let Some(text) = typed else { return Ok(default) };
-            let value = text.parse::<f64>().ok().filter(|value| value.is_finite() && (0.0..=largest).contains(value));
-            let expected = if largest.is_finite() { "a share from 0 to 1" } else { "a number of 0 or more" };
-            value.ok_or_else(|| refuse_option(part, format!("{expected} as {name}"), text))
+            let value = text.parse::<f64>().ok().filter(|value| (0.0..=largest).contains(value));
+            let what = if largest > 1.0 { "a weight" } else { "a share" };
+            value.ok_or_else(|| refuse_option(part, format!("{what} from 0 to {largest} as {name}"), text))
         };
-        let end = number("end", self.end, 0.0, f64::INFINITY)?;
+        let end = number("end", self.end, 0.0, LARGEST_WEIGHT)?;
         let (warmup, decay) = (number("warmup", self.warmup, DEFAULT_WARMUP, 1.0)?, number("decay", self.decay, DEFAULT_DECAY, 1.0)?);
         let unused = |schedule: &str, options: [(&str, Option<&str>); 3]| match options.iter().find(|option| option.1.is_some()) {
             Some((name, _)) => Err(refuse_option(part, format!("no {name}, which schedule={schedule} does not use"), *name)),
@@ -213,7 +242,7 @@ impl<'a> Typed<'a> {
         };
         let tail = match self.tail {
             None => Tail::Ghost,
-            Some(text) if !matches!(part, Part::Ce | Part::ReverseKl | Part::Jsd | Part::Tvd) => {
+            Some(text) if !has_tail(part) => {
                 return Err(refuse_option(part, "no tail, which is an option of ce, reverse-kl, jsd and tvd", text));
             }
             Some(text) => {
@@ -243,7 +272,7 @@ impl FromStr for Objective {
             let (name, value) = (name.trim(), value.trim());
             let part = Part::from_name(name).ok_or_else(|| refuse(format!("the part {name:?}")))?;
             let weight: f64 = value.parse().map_err(|_| refuse(format!("{value:?} as the weight of {name}")))?;
-            if !weight.is_finite() || weight < 0.0 {
+            if !(0.0..=LARGEST_WEIGHT).contains(&weight) {
                 return Err(refuse(format!("{weight} as the weight of {name}")));
             }
             if std::mem::replace(&mut named[part as usize], true) {

@@ -86,8 +86,11 @@ pub struct Overrides {
     pub num_attention_heads: Option<usize>,
     /// Width inside the feed-forward part.
     pub intermediate_size: Option<usize>,
-    /// Width of an ALBERT's embeddings. `None`: an ALBERT teacher's, else 128 or the hidden size, whichever is less.
+    /// Width of an ALBERT's embeddings. `None`: the hidden size where `wide_embedding`, else an ALBERT teacher's, else 128 or the hidden size,
+    /// whichever is less.
     pub embedding_size: Option<usize>,
+    /// Whether first weights are taken that an ALBERT's narrower embeddings could not take.
+    pub wide_embedding: bool,
     /// The activation.
     pub activation: Option<Activation>,
     /// Share of activations dropped.
@@ -109,7 +112,7 @@ impl StudentConfig {
         let hidden_size = overrides.hidden_size.unwrap_or(teacher.hidden_size);
         let teachers_embedding = (teacher.family == Family::Albert).then_some(teacher.embedding_size);
         let default_embedding = match family {
-            Family::Albert => teachers_embedding.unwrap_or(ALBERT_EMBEDDING_SIZE.min(hidden_size)),
+            Family::Albert if !overrides.wide_embedding => teachers_embedding.unwrap_or(ALBERT_EMBEDDING_SIZE.min(hidden_size)),
             _ => hidden_size,
         };
         let config = Self {
@@ -326,6 +329,7 @@ mod tests {
         let of = |family| Overrides { family, ..Default::default() };
         assert_eq!(width(&albert, of(Family::Albert)).unwrap(), 32);
         assert_eq!(width(TEACHER, of(Family::Albert)).unwrap(), ALBERT_EMBEDDING_SIZE);
+        assert_eq!(width(TEACHER, Overrides { wide_embedding: true, ..of(Family::Albert) }).unwrap(), 256);
         let narrow = Overrides { hidden_size: Some(64), ..of(Family::Albert) };
         assert_eq!(width(TEACHER, narrow).unwrap(), 64);
         let bert = Overrides { embedding_size: Some(32), ..of(Family::Bert) };

@@ -1,6 +1,7 @@
 //! A step whose loss or gradient is not finite, described for a person.
 
 use crate::batcher::{Batch, Step};
+use crate::evaluate::STUDENT_LOGITS;
 use crate::loss::{LossParts, PartValues, Weights};
 use logitcache::error::Error;
 use std::path::Path;
@@ -40,10 +41,7 @@ impl NonFinite<'_> {
 
     /// The refusal to go on. `skipped` steps were skipped before it; `cache` is where the sequences are, `last` the newest checkpoint.
     pub(super) fn refuse(&self, skipped: u64, cache: &Path, last: Option<&Path>) -> Error {
-        let kept = match last {
-            Some(path) => format!("the last checkpoint is {}", path.display()),
-            None => "there is no checkpoint yet".to_owned(),
-        };
+        let kept = kept(last);
         let remedy = if skipped > 0 {
             format!(
                 "{skipped} such steps were skipped before, all that --skip-nonfinite allows: lower --learning-rate in a new --out; {kept}"
@@ -52,5 +50,46 @@ impl NonFinite<'_> {
             format!("lower --learning-rate in a new --out, or pass over such steps with --skip-nonfinite N; {kept}")
         };
         Error::data(cache, format!("step {}", self.number), "a finite loss and gradient", self.describe(), remedy)
+    }
+}
+
+/// What is left of the run: `last` is the newest checkpoint.
+fn kept(last: Option<&Path>) -> String {
+    match last {
+        Some(path) => format!("the last checkpoint is {}", path.display()),
+        None => "there is no checkpoint yet".to_owned(),
+    }
+}
+
+/// A refusal of the evaluation after `step`; where the student's logits were not finite, with what to do about it. `cache` is where the
+/// sequences are, `last` the newest checkpoint.
+pub(super) fn explain_evaluation(error: Error, step: u64, cache: &Path, last: Option<&Path>) -> Error {
+    let Error::Invalid { field, expected, found } = error else { return error };
+    if field != STUDENT_LOGITS {
+        return Error::Invalid { field, expected, found };
+    }
+    let remedy = match step {
+        0 => "these are its first weights: start from another --init-from, or at random".to_owned(),
+        _ => format!("the training has diverged: lower --learning-rate in a new --out; {}", kept(last)),
+    };
+    Error::data(cache, format!("evaluation after step {step}: {field}"), expected, found, remedy)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_evaluation_that_is_not_finite_says_when_and_what_to_do() {
+        let error = || Error::invalid(STUDENT_LOGITS, "finite values", "another in asked row 0");
+        let explained = |step, last| explain_evaluation(error(), step, Path::new("cache"), last).to_string();
+        let later = explained(7, Some(Path::new("out/checkpoints/step-00000005")));
+        for words in ["evaluation after step 7", "lower --learning-rate", "the last checkpoint is out/checkpoints/step-00000005"] {
+            assert!(later.contains(words), "{later}");
+        }
+        assert!(explained(7, None).contains("no checkpoint yet"));
+        assert!(explained(0, None).contains("--init-from"));
+        let other = explain_evaluation(Error::invalid("rows", "some", "none"), 7, Path::new("cache"), None).to_string();
+        assert_eq!(other, "rows: expected some, found none");
     }
 }

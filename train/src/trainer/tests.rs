@@ -87,6 +87,11 @@ fn a_student_learns_is_reused_and_is_not_written_over() {
     assert!(out.join("model.safetensors").is_file() && out.join("tokenizer.json").is_file() && out.join("curves.svg").is_file());
     let again = crate::run(&config, &StopSignal::default()).unwrap();
     assert!(again.contains("already holds the finished student") && again.contains(&table), "{again}");
+    std::fs::remove_file(out.join("model.safetensors")).unwrap();
+    let error = crate::run(&config, &StopSignal::default()).unwrap_err().to_string();
+    assert!(error.contains("found no such file; copy ") && error.contains("step-00000150/model.safetensors there"), "{error}");
+    std::fs::copy(out.join("checkpoints/step-00000150/model.safetensors"), out.join("model.safetensors")).unwrap();
+    crate::run(&config, &StopSignal::default()).unwrap();
     let other = super::tests::config(&cache, &out, &[&["--steps", "3"], &extra[2..]].concat());
     let error = crate::run(&other, &StopSignal::default()).unwrap_err();
     assert_eq!(error.exit_code(), 2);

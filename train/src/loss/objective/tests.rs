@@ -32,7 +32,7 @@ fn an_objective_is_read_as_it_is_written() {
 
 #[test]
 fn a_refusal_names_the_known_parts() {
-    for text in ["kl=1", "ce", "ce=x", "ce=-1", "ce=inf", "ce=1,ce=2", "ce=0,ce=1", "ce=0", ""] {
+    for text in ["kl=1", "ce", "ce=x", "ce=-1", "ce=inf", "ce=1e39", "ce=1000001", "ce=1,ce=2", "ce=0,ce=1", "ce=0", ""] {
         let error = text.parse::<Objective>().unwrap_err();
         assert_eq!(error.exit_code(), 2, "{text}");
         assert!(error.to_string().contains("ce, reverse-kl, jsd, tvd, logit-mse, mlm, cos, hidden-mse"), "{error}");
@@ -56,7 +56,8 @@ fn options_out_of_place_are_refused_with_the_reason() {
         ("ce=1:schedule=linear:warmup=0.1", "no warmup"),
         ("ce=1:schedule=wsd:warmup=0.8:decay=0.5", "at most 1 together"),
         ("ce=1:schedule=wsd:warmup=nan", "a share from 0 to 1"),
-        ("ce=1:schedule=linear:end=-1", "a number of 0 or more"),
+        ("ce=1:schedule=linear:end=-1", "a weight from 0 to 1000000"),
+        ("ce=1:schedule=linear:end=1e39", "a weight from 0 to 1000000"),
         ("ce=1:end", "\"end\""),
         ("ce=1:tail=zero:tail=zero", "tail twice"),
         ("ce=1:t=2", "\"t\""),
@@ -65,6 +66,23 @@ fn options_out_of_place_are_refused_with_the_reason() {
         assert_eq!(error.exit_code(), 2, "{text}");
         assert!(error.to_string().contains(words) && error.to_string().contains("--loss"), "{text}: {error}");
     }
+}
+
+#[test]
+fn only_options_that_a_part_takes_are_offered() {
+    let refused = |text: &str| text.parse::<Objective>().unwrap_err().to_string();
+    for (text, tail, beta) in [("hidden-mse=1:foo=1", false, false), ("ce=1:foo=1", true, false), ("jsd=1:foo", true, true)] {
+        let message = refused(text);
+        assert_eq!((message.contains("tail"), message.contains("beta")), (tail, beta), "{message}");
+    }
+}
+
+#[test]
+fn hidden_states_alone_leave_the_head_untaught() {
+    for (text, silent) in [("cos=1", false), ("cos=1,hidden-mse=2", false), ("cos=1,mlm=1", true), ("logit-mse=1", true)] {
+        assert_eq!(parsed(text).head_note().is_none(), silent, "{text}");
+    }
+    assert!(parsed("hidden-mse=1").head_note().is_some_and(|note| note.starts_with("hidden-mse alone leaves the vocabulary head")));
 }
 
 #[test]
