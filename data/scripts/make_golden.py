@@ -30,6 +30,7 @@ def main() -> int:
         batch, teacher = make_teacher(out)
         make_small_student(out)
         make_real_student(out, batch, teacher)
+        torch.set_num_threads(1)  # tensors of a few hundred numbers: threads would only wait for each other
         make_objectives(out / "objectives")
         make_families(out / "families")
         if not arguments.check:
