@@ -63,7 +63,9 @@ def make_teacher(out: Path) -> tuple[Batch, dict]:
         "temperatures": np.array(TEMPERATURES),
         "log_z": log_normalisers(rows).numpy(),
         "logits_0": logits[: batch.offsets[1]].float().numpy(),
-        **{f"hidden_{layer}": hidden[layer].float().numpy() for layer in (0, 6, 12)},
+        # Half of the sequences for the inner layers: the repository is to stay small.
+        **{f"hidden_{layer}": hidden[layer][: batch.offsets[4]].float().numpy() for layer in (0, 6)},
+        "hidden_12": hidden[12].float().numpy(),
     }
     save(tensors, out / "teacher.safetensors")
     return batch, tensors
