@@ -14,6 +14,8 @@ mod onnx_export;
 mod readers;
 #[path = "suite/readme.rs"]
 mod readme;
+#[path = "suite/report.rs"]
+mod report;
 #[path = "suite/resume.rs"]
 mod resume;
 #[path = "suite/resume_training.rs"]
