@@ -1,6 +1,6 @@
 //! First weights out of a teacher's `model.onnx`: its initialisers under their Hugging Face names.
 //!
-//! [`super::onnx_names`] says which initialiser is which parameter. Values are read as they are asked for: from the file's own bytes, which are held,
+//! `onnx_names`, beside this file, says which initialiser is which parameter. Values are read as they are asked for: from the file's own bytes, which are held,
 //! or from the file beside it.
 
 use super::onnx_names::{Found, parameters};
