@@ -50,7 +50,7 @@ pub fn run(arguments: &ExportArguments) -> Result<String> {
     let bytes = write_onnx(&loaded, &path, LARGEST_MODEL_BYTES)?;
     let inputs = graph::input_names(loaded.config()).join(", ");
     let megabytes = bytes as f64 / 1e6;
-    Ok(format!("{}: {megabytes:.1} MB, {inputs} [batch, sequence] to logits [batch, sequence, vocabulary]", path.display()))
+    Ok(format!("{}: {megabytes:.1} MB, {inputs} [batch, sequence] to logits [batch, sequence, vocabulary]\n", path.display()))
 }
 
 /// Publishes the student's graph at `path`; gives the bytes written. Weights go beside it where it would be larger than `largest_bytes`:
