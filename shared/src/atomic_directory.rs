@@ -2,10 +2,10 @@
 //!
 //! As [`crate::atomic_file`], for several files that belong together: write all beside, fsync each and the directory, rename, fsync the parent.
 
-use crate::atomic_file::sync_directory;
+use crate::atomic_file::{partial_path, sync_directory};
 use crate::error::{Error, Result};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Publishes the files that `write` puts into the directory it is given under `path`, all or none of them. `write` syncs what it writes, as
 /// [`crate::atomic_file::write_atomically`] does.
@@ -63,14 +63,6 @@ fn remove(path: &Path) -> Result<()> {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path)(error)),
         _ => Ok(()),
     }
-}
-
-fn partial_path(path: &Path) -> Result<PathBuf> {
-    let name = path.file_name().ok_or_else(|| Error::invalid("path", "a directory's name at the end", path.display().to_string()))?;
-    let mut partial = std::ffi::OsString::from(".");
-    partial.push(name);
-    partial.push(".partial");
-    Ok(path.with_file_name(partial))
 }
 
 #[cfg(test)]

@@ -50,8 +50,9 @@ pub fn check_place(flag: &str, path: &Path, example: &str) -> Result<()> {
     }
 }
 
-fn partial_path(path: &Path) -> Result<PathBuf> {
-    let name = path.file_name().ok_or_else(|| Error::invalid("path", "a file's name at the end", path.display().to_string()))?;
+/// `.NAME.partial` beside `path`: where a file or a directory is until it is whole.
+pub(crate) fn partial_path(path: &Path) -> Result<PathBuf> {
+    let name = path.file_name().ok_or_else(|| Error::invalid("path", "a name at the end", path.display().to_string()))?;
     let mut partial = std::ffi::OsString::from(".");
     partial.push(name);
     partial.push(".partial");
