@@ -152,8 +152,6 @@ impl Config {
             return Err(Error::usage("--max-length", expected, self.max_length.to_string(), format!("type --max-length {maximum}")));
         }
         TargetSpec::try_from(UncheckedTargetSpec {
-            task: Task::MaskedLm,
-            vocabulary_size: facts.vocabulary_size as u32,
             top_k: self.top_k.min(facts.vocabulary_size as u32),
             temperatures: self.temperatures.clone(),
             positions: self.positions,
@@ -161,6 +159,7 @@ impl Config {
             hidden_size: facts.hidden_size as u32,
             token_type_ids: facts.token_type_ids,
             precision: self.precision,
+            ..UncheckedTargetSpec::new(Task::MaskedLm, facts.vocabulary_size as u32)
         })
     }
 }

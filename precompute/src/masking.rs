@@ -128,6 +128,8 @@ impl Masking {
             PositionRule::All => every.collect(),
             PositionRule::Tokens => every.filter(is_token).collect(),
             PositionRule::Masked => every.filter(is_masked).collect(),
+            PositionRule::Next => (0..(input_ids.len() as u16).saturating_sub(1)).collect(),
+            PositionRule::Sequence => vec![0],
             PositionRule::Share(share) => {
                 let (mut asked, mut others): (Vec<u16>, Vec<u16>) = every.filter(is_token).partition(is_masked);
                 let wanted = (f64::from(share) * (asked.len() + others.len()) as f64).round() as usize;

@@ -140,8 +140,6 @@ mod tests {
     fn manifest(settings: &[(&str, u64)]) -> Manifest {
         let digest = Fingerprint::of_bytes(b"");
         let spec = UncheckedTargetSpec {
-            task: Task::MaskedLm,
-            vocabulary_size: 10,
             top_k: 4,
             temperatures: vec![2.0, 1.0],
             positions: PositionRule::Tokens,
@@ -149,6 +147,7 @@ mod tests {
             hidden_size: 0,
             token_type_ids: false,
             precision: Precision::Float16,
+            ..UncheckedTargetSpec::new(Task::MaskedLm, 10)
         };
         Manifest {
             format_version: FORMAT_VERSION,
@@ -163,6 +162,7 @@ mod tests {
                 provider: "cpu".to_owned(),
                 logits_output: "logits".to_owned(),
                 hidden_tensors: BTreeMap::new(),
+                ..TeacherSummary::default()
             },
             counts: None,
             shards: Vec::new(),

@@ -6,7 +6,7 @@ mod synthetic;
 
 use logitcache::cache::reader::{Cache, Projection};
 use logitcache::cache::record::Record;
-use logitcache::target::{Precision, TargetSpec, UncheckedTargetSpec};
+use logitcache::target::{Precision, Problem, TargetSpec, Task, UncheckedTargetSpec};
 use proptest::prelude::*;
 use synthetic::{Shape, as_stored, records, unchecked, write_cache};
 
@@ -105,6 +105,35 @@ proptest! {
         }).unwrap();
         let written = records(&spec, Shape { longest: 200, share_asked: 0.8 }, 0, 7, rows, seed);
         assert_round_trip(&spec, &[written]);
+    }
+}
+
+#[test]
+fn records_of_every_task_come_back() {
+    let of = |task, classes: Option<u32>, problem, embedding_size| UncheckedTargetSpec {
+        classes,
+        problem,
+        embedding_size,
+        hidden_layers: vec![2],
+        hidden_size: 3,
+        token_type_ids: true,
+        top_k: if task == Task::CausalLm { 4 } else { classes.unwrap_or(0) },
+        temperatures: vec![2.0, 1.0],
+        ..UncheckedTargetSpec::new(task, 591)
+    };
+    let cases = [
+        of(Task::CausalLm, None, None, None),
+        of(Task::TokenClassification, Some(9), None, None),
+        of(Task::SequenceClassification, Some(3), Some(Problem::SingleLabel), None),
+        of(Task::SequenceClassification, Some(28), Some(Problem::MultiLabel), None),
+        of(Task::SequenceClassification, Some(1), Some(Problem::Regression), None),
+        of(Task::SentenceEmbedding, None, None, Some(5)),
+    ];
+    for case in cases {
+        for precision in [Precision::Float16, Precision::Float32] {
+            let spec = TargetSpec::try_from(UncheckedTargetSpec { precision, ..case.clone() }).unwrap();
+            assert_round_trip(&spec, &shards(&spec, Shape { longest: 9, share_asked: 0.7 }, &[5, 1, 3], 4));
+        }
     }
 }
 

@@ -277,8 +277,6 @@ mod tests {
 
     fn spec(temperatures: &[f32]) -> TargetSpec {
         let unchecked = UncheckedTargetSpec {
-            task: Task::MaskedLm,
-            vocabulary_size: 1000,
             top_k: 2,
             temperatures: temperatures.to_vec(),
             positions: PositionRule::Tokens,
@@ -286,6 +284,7 @@ mod tests {
             hidden_size: 0,
             token_type_ids: false,
             precision: Precision::Float32,
+            ..UncheckedTargetSpec::new(Task::MaskedLm, 1000)
         };
         TargetSpec::try_from(unchecked).unwrap()
     }

@@ -80,6 +80,7 @@ impl SmallCache {
             provider: "cpu".into(),
             logits_output: "logits".into(),
             hidden_tensors: BTreeMap::new(),
+            ..TeacherSummary::default()
         };
         let manifest = Manifest {
             format_version: FORMAT_VERSION,
@@ -98,8 +99,6 @@ impl SmallCache {
 
     fn spec(&self) -> TargetSpec {
         let unchecked = UncheckedTargetSpec {
-            task: Task::MaskedLm,
-            vocabulary_size: VOCABULARY,
             top_k: TOP_K,
             temperatures: self.temperatures.clone(),
             positions: PositionRule::Tokens,
@@ -107,6 +106,7 @@ impl SmallCache {
             hidden_size: if self.hidden_layers.is_empty() { 0 } else { 16 },
             token_type_ids: false,
             precision: Precision::Float16,
+            ..UncheckedTargetSpec::new(Task::MaskedLm, VOCABULARY)
         };
         TargetSpec::try_from(unchecked).unwrap()
     }

@@ -102,6 +102,7 @@ impl Teacher {
             provider: provider.to_owned(),
             logits_output: LOGITS_OUTPUT.to_owned(),
             hidden_tensors: prepared.hidden_tensors().clone(),
+            ..TeacherSummary::default()
         };
         let mut teacher = Self {
             session,

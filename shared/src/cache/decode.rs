@@ -20,27 +20,37 @@ pub(super) fn records(spec: &TargetSpec, batch: &RecordBatch) -> Decoded<Vec<Rec
     let sequence_ids = scalars::<UInt64Type>(batch, "sequence_id")?;
     let document_ids = scalars::<UInt64Type>(batch, "document_id")?;
     let passes = scalars::<UInt16Type>(batch, "pass")?;
-    let mut input_ids = ids(spec, batch, "input_ids", None)?;
-    let labels = lists::<Int32Type>(batch, "labels", None)?;
+    let mut input_ids = ids(spec.vocabulary_size(), batch, "input_ids", None)?;
+    let labels = if spec.labels_of(1) > 0 { lists::<Int32Type>(batch, "labels", None)? } else { vec![&[][..]; rows] };
+    let label_values = if spec.has_label_values() { lists::<Float32Type>(batch, "label_values", None)? } else { vec![&[][..]; rows] };
     let token_type_ids = if spec.token_type_ids() { lists::<UInt8Type>(batch, "token_type_ids", None)? } else { vec![&[][..]; rows] };
+    let inputs = |row: usize, input_ids: Vec<u32>| Record {
+        sequence_id: sequence_ids[row],
+        document_id: document_ids[row],
+        pass: passes[row],
+        input_ids,
+        labels: labels[row].to_vec(),
+        label_values: label_values[row].to_vec(),
+        token_type_ids: token_type_ids[row].to_vec(),
+        ..Record::default()
+    };
+    if spec.embedding_size() > 0 {
+        let embeddings = lists::<Float32Type>(batch, "embedding", None)?;
+        let record = |(row, ids): (usize, Vec<u32>)| Record { embedding: embeddings[row].to_vec(), ..inputs(row, ids) };
+        return Ok(input_ids.into_iter().enumerate().map(record).collect());
+    }
     let positions = lists::<UInt16Type>(batch, "positions", None)?;
-    let mut top_ids = ids(spec, batch, "top_ids", Some(spec.top_k()))?;
+    let mut top_ids = ids(spec.classes(), batch, "top_ids", Some(spec.top_k()))?;
     let top_logits = lists::<Float32Type>(batch, "top_logits", Some(spec.top_k()))?;
     let max_logit = lists::<Float32Type>(batch, "max_logit", None)?;
     let log_z = lists::<Float32Type>(batch, "log_z", Some(spec.temperatures().len()))?;
     let record = |row: usize| Record {
-        sequence_id: sequence_ids[row],
-        document_id: document_ids[row],
-        pass: passes[row],
-        input_ids: std::mem::take(&mut input_ids[row]),
-        labels: labels[row].to_vec(),
-        token_type_ids: token_type_ids[row].to_vec(),
         positions: positions[row].to_vec(),
         top_ids: std::mem::take(&mut top_ids[row]),
         top_logits: top_logits[row].to_vec(),
         max_logit: max_logit[row].to_vec(),
         log_z: log_z[row].to_vec(),
-        hidden_states: Vec::new(),
+        ..inputs(row, std::mem::take(&mut input_ids[row]))
     };
     Ok((0..rows).map(record).collect())
 }
@@ -123,8 +133,9 @@ fn lists<'a, T: ArrowPrimitiveType>(batch: &'a RecordBatch, name: &str, width: O
     starts.windows(2).map(|pair| slice(pair).ok_or_else(broken)).collect()
 }
 
-fn ids(spec: &TargetSpec, batch: &RecordBatch, name: &str, width: Option<usize>) -> Decoded<Vec<Vec<u32>>> {
-    if id_type(spec.vocabulary_size()) == DataType::UInt32 {
+/// Ids below `end`.
+fn ids(end: usize, batch: &RecordBatch, name: &str, width: Option<usize>) -> Decoded<Vec<Vec<u32>>> {
+    if id_type(end) == DataType::UInt32 {
         return Ok(lists::<UInt32Type>(batch, name, width)?.into_iter().map(<[u32]>::to_vec).collect());
     }
     let widen = |ids: &[u16]| ids.iter().map(|id| u32::from(*id)).collect();

@@ -27,15 +27,27 @@ pub(super) fn logits_batch(spec: &TargetSpec, records: &[Record]) -> Result<Reco
         scalars(|record| record.sequence_id),
         scalars(|record| record.document_id),
         Arc::new(PrimitiveArray::<UInt16Type>::from_iter_values(records.iter().map(|record| record.pass))),
-        list(ids(spec, records, |record| &record.input_ids), records.iter().map(|record| record.input_ids.len())),
-        list(values::<Int32Type>(records, |record| &record.labels), records.iter().map(|record| record.labels.len())),
+        list(ids(spec.vocabulary_size(), records, |record| &record.input_ids), records.iter().map(|record| record.input_ids.len())),
     ];
+    if spec.labels_of(1) > 0 {
+        let labels = values::<Int32Type>(records, |record| &record.labels);
+        columns.push(list(labels, records.iter().map(|record| record.labels.len())));
+    }
+    if spec.has_label_values() {
+        let numbers = values::<Float32Type>(records, |record| &record.label_values);
+        columns.push(list(numbers, records.iter().map(|record| record.label_values.len())));
+    }
     if spec.token_type_ids() {
         let types = values::<UInt8Type>(records, |record| &record.token_type_ids);
         columns.push(list(types, records.iter().map(|record| record.token_type_ids.len())));
     }
+    if spec.embedding_size() > 0 {
+        let embeddings = embeddings(spec, records)?;
+        columns.push(list(floats(embeddings), records.iter().map(|record| record.embedding.len())));
+        return batch(Part::Logits, spec, columns);
+    }
     columns.push(list(values::<UInt16Type>(records, |record| &record.positions), records.iter().map(asked)));
-    columns.push(nested(ids(spec, records, |record| &record.top_ids), spec.top_k(), records.iter().map(asked)));
+    columns.push(nested(ids(spec.classes(), records, |record| &record.top_ids), spec.top_k(), records.iter().map(asked)));
     columns.push(nested(floats(top_logits(spec, records)), spec.top_k(), records.iter().map(asked)));
     columns.push(list(values::<Float32Type>(records, |record| &record.max_logit), records.iter().map(asked)));
     let log_z = values::<Float32Type>(records, |record| &record.log_z);
@@ -51,16 +63,7 @@ pub(super) fn hidden_batch(spec: &TargetSpec, records: &[Record]) -> Result<Reco
     let sequence_ids = PrimitiveArray::<UInt64Type>::from_iter_values(records.iter().map(|record| record.sequence_id));
     let mut columns: Vec<ArrayRef> = vec![Arc::new(sequence_ids)];
     for (i, layer) in spec.hidden_layers().iter().enumerate() {
-        let mut states = concatenate(records, |record| &record.hidden_states[i]);
-        if spec.precision() == Precision::Float16 {
-            round_to_float16(&mut states);
-            if states.iter().any(|state| state.is_infinite()) {
-                let expected = format!("values up to {FLOAT16_MAX} in size (--precision float32 stores larger ones)");
-                let found = records.iter().find_map(|record| Some((record, too_large(&record.hidden_states[i])?)));
-                let found = found.map(|(record, state)| format!("{state} in sequence {}", record.sequence_id));
-                return Err(Error::invalid(hidden_column(*layer), expected, found.unwrap_or_default()));
-            }
-        }
+        let states = rounded(spec, records, &hidden_column(*layer), |record| &record.hidden_states[i])?;
         columns.push(nested(floats(states), spec.hidden_size(), records.iter().map(|record| record.input_ids.len())));
     }
     batch(Part::Hidden, spec, columns)
@@ -75,6 +78,25 @@ pub(super) fn top_logits(spec: &TargetSpec, records: &[Record]) -> Vec<f32> {
         round_to_float16(&mut logits);
     }
     logits
+}
+
+fn embeddings(spec: &TargetSpec, records: &[Record]) -> Result<Vec<f32>> {
+    rounded(spec, records, "embedding", |record| &record.embedding)
+}
+
+/// All records' values of a column, rounded where the spec says so.
+fn rounded(spec: &TargetSpec, records: &[Record], column: &str, field: impl Fn(&Record) -> &[f32]) -> Result<Vec<f32>> {
+    let mut values = concatenate(records, &field);
+    if spec.precision() == Precision::Float16 {
+        round_to_float16(&mut values);
+        if values.iter().any(|value| value.is_infinite()) {
+            let expected = format!("values up to {FLOAT16_MAX} in size (--precision float32 stores larger ones)");
+            let found = records.iter().find_map(|record| Some((record, too_large(field(record))?)));
+            let found = found.map(|(record, value)| format!("{value} in sequence {}", record.sequence_id));
+            return Err(Error::invalid(column, expected, found.unwrap_or_default()));
+        }
+    }
+    Ok(values)
 }
 
 fn too_large(states: &[f32]) -> Option<f32> {
@@ -110,8 +132,9 @@ fn floats(values: Vec<f32>) -> ArrayRef {
     Arc::new(PrimitiveArray::<Float32Type>::new(values.into(), None))
 }
 
-fn ids(spec: &TargetSpec, records: &[Record], field: impl Fn(&Record) -> &[u32]) -> ArrayRef {
-    if id_type(spec.vocabulary_size()) == DataType::UInt32 {
+/// Ids below `end`.
+fn ids(end: usize, records: &[Record], field: impl Fn(&Record) -> &[u32]) -> ArrayRef {
+    if id_type(end) == DataType::UInt32 {
         return values::<UInt32Type>(records, field);
     }
     let narrow = records.iter().flat_map(|record| field(record).iter().map(|id| *id as u16));

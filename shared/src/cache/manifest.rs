@@ -6,7 +6,7 @@ use crate::atomic_file::write_bytes_atomically;
 use crate::cache::schema::{hidden_file_name, logits_file_name};
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
-use crate::target::TargetSpec;
+use crate::target::{Pooling, TargetSpec};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,7 +35,7 @@ pub struct Fingerprints {
 }
 
 /// What is told of the teacher; nothing here is read back to reach it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TeacherSummary {
     /// Elements of all its initialisers.
@@ -46,10 +46,16 @@ pub struct TeacherSummary {
     pub hidden_size: u32,
     /// The execution provider that ran it, for example `cpu`.
     pub provider: String,
-    /// The output that was read as logits.
+    /// The output that was read as logits, or as the states or vectors of sentences.
     pub logits_output: String,
     /// For each stored layer, the tensor that was exposed as its hidden states.
     pub hidden_tensors: BTreeMap<u32, String>,
+    /// How it makes one vector of a sentence, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pooling: Option<Pooling>,
+    /// Whether it scales that vector to length 1.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub normalized: bool,
 }
 
 /// What the corpus came to, once it has been read to its end.

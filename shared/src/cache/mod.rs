@@ -18,21 +18,33 @@
 //! | `sequence_id`, `document_id` | uint64 | row |
 //! | `pass` | uint16 | row |
 //! | `input_ids` | list of id | token |
-//! | `labels` | list of int32 | token; -100 where not masked |
+//! | `labels` | list of int32 | token, or one for the row; -100 where there is no gold answer |
+//! | `label_values` | list of float | gold number; none in a row without |
 //! | `token_type_ids` | list of uint8 | token; only where the teacher has segments |
 //! | `positions` | list of uint16 | asked position |
 //! | `top_ids` | list of list of id | asked position and k |
 //! | `top_logits` | list of list of float | asked position and k: (z - z_max) / T at the first temperature |
 //! | `max_logit` | list of float | asked position: z_max |
 //! | `log_z` | list of list of float | asked position and temperature |
+//! | `embedding` | list of float | dimension of the vector |
+//!
+//! Which of them there are follows from the task:
+//!
+//! | task | labels | positions asked | answers |
+//! | --- | --- | --- | --- |
+//! | masked-lm | the original id where masked | as the rule says | `top_ids` ... `log_z` over the vocabulary |
+//! | causal-lm | the next id | as the rule says | the same |
+//! | token-classification | the token's class | as the rule says | the same over the classes, k all of them |
+//! | sequence-classification | the row's class in `labels`, or numbers in `label_values` | 0, for the row | the same |
+//! | sentence-embedding | a number for a pair of rows in `label_values` | no such columns | `embedding` |
 //!
 //! | hidden column | type | one value per |
 //! | --- | --- | --- |
 //! | `sequence_id` | uint64 | row |
 //! | `hidden_N` | list of list of float | token and hidden unit |
 //!
-//! An id is uint16 where the vocabulary has at most 65,536 entries, else uint32. No field is nullable and every list's items are named
-//! `element`. `top_logits` and `hidden_N` are rounded to float16 values unless the spec says float32, but held as FLOAT: BYTE_STREAM_SPLIT
+//! An id is uint16 where the vocabulary (or the classes, for `top_ids`) has at most 65,536 entries, else uint32. No field is nullable and every list's items are named
+//! `element`. `top_logits`, `embedding` and `hidden_N` are rounded to float16 values unless the spec says float32, but held as FLOAT: BYTE_STREAM_SPLIT
 //! and zstd squeeze the empty bits out again, and every reader knows the type.
 //!
 //! Every shard carries, as Parquet key-value metadata, `logitcache.format_version`, `logitcache.part` (`logits` or `hidden`),

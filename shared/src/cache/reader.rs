@@ -9,7 +9,7 @@ use crate::cache::schema::{Part, Promise, RESTORE, hidden_column};
 use crate::cache::vocabulary::read_vocabulary;
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
-use crate::target::{TargetSpec, UncheckedTargetSpec};
+use crate::target::TargetSpec;
 use arrow_array::RecordBatch;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
@@ -58,7 +58,7 @@ impl Cache {
             check_size(directory, entry)?;
         }
         check_no_others(directory, &listed.iter().map(|entry| entry.name.as_str()).collect())?;
-        let spec_without_hidden = without_hidden(&manifest.spec)?;
+        let spec_without_hidden = manifest.spec.without_hidden();
         Ok(Self(Arc::new(Opened { directory: directory.to_owned(), manifest, spec_without_hidden, verified: Mutex::default() })))
     }
 
@@ -293,20 +293,6 @@ impl OpenFile {
         let field = if self.metadata.schema().column_with_name(&field).is_some() { format!("column {field}") } else { field };
         Error::data(&self.path, field, expected, found, RESTORE)
     }
-}
-
-fn without_hidden(spec: &TargetSpec) -> Result<TargetSpec> {
-    TargetSpec::try_from(UncheckedTargetSpec {
-        task: spec.task(),
-        vocabulary_size: spec.vocabulary_size() as u32,
-        top_k: spec.top_k() as u32,
-        temperatures: spec.temperatures().to_vec(),
-        positions: spec.positions(),
-        hidden_layers: Vec::new(),
-        hidden_size: 0,
-        token_type_ids: spec.token_type_ids(),
-        precision: spec.precision(),
-    })
 }
 
 fn check_size(directory: &Path, entry: &FileEntry) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use crate::cache::manifest::{FORMAT_VERSION, Fingerprints, check_format_version};
 use crate::error::{Error, Result};
-use crate::target::TargetSpec;
+use crate::target::{TargetSpec, Task};
 use arrow_schema::{DataType, Field, Schema};
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::file::metadata::KeyValue;
@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use std::path::Path;
 use std::sync::Arc;
 
-/// The largest vocabulary whose ids are stored as `UInt16`; larger ones take `UInt32`.
+/// The largest vocabulary, or number of classes, whose ids are stored as `UInt16`; larger ones take `UInt32`.
 pub const LARGEST_16_BIT_VOCABULARY: usize = 1 << 16;
 
 /// The name of every list's items, as the Parquet format has it.
@@ -30,10 +30,11 @@ const KEY_COLUMNS: &str = "logitcache.columns";
 
 pub(super) const RESTORE: &str = "restore the file from a copy, or let precompute write the cache again";
 
-const LOGITS_COLUMNS: &str = "One row per sequence and pass. input_ids are as the teacher saw them, labels the original ids where masked and -100 \
-    elsewhere. One entry per asked position in positions, top_ids, top_logits, max_logit and log_z: top_ids are the ids of the largest \
+const LOGITS_COLUMNS: &str = "One row per sequence and pass. input_ids are as the teacher saw them. labels are the gold answers, -100 where there is \
+    none: the original ids where masked, the next tokens, the classes of tokens, or one class of the sequence; label_values are gold numbers. \
+    embedding is the teacher's vector for the sequence. One entry per asked position in positions, top_ids, top_logits, max_logit and log_z: top_ids are the ids of the largest \
     logits, descending; top_logits are (z - z_max) / T at the spec's first temperature T; max_logit is z_max; log_z has one value per \
-    temperature of the spec, log(sum over the vocabulary of exp((z - z_max) / T)). Log-probability at the first T: top_logits - log_z[first].";
+    temperature of the spec, log(sum over all classes of exp((z - z_max) / T)). Log-probability at the first T: top_logits - log_z[first].";
 const HIDDEN_COLUMNS: &str = "The rows of the logits file with the same number, in the same order. hidden_N is the output of the teacher's encoder layer N \
     (0: of its embeddings), one inner list per token.";
 
@@ -76,6 +77,7 @@ impl Part {
 
     fn columns(self, spec: &TargetSpec) -> Vec<Column> {
         let id = id_type(spec.vocabulary_size());
+        let split = |name: &str, item: DataType, nesting: usize| Column { name: name.to_string(), item, nesting, storage: Storage::Split };
         let column =
             |name: &str, item: DataType, nesting: usize, storage: Storage| Column { name: name.to_string(), item, nesting, storage };
         let mut columns = vec![column("sequence_id", DataType::UInt64, 0, Storage::Delta)];
@@ -87,16 +89,28 @@ impl Part {
             Self::Logits => {
                 columns.push(column("document_id", DataType::UInt64, 0, Storage::Delta));
                 columns.push(column("pass", DataType::UInt16, 0, Storage::Dictionary));
-                columns.push(column("input_ids", id.clone(), 1, Storage::Split));
-                columns.push(column("labels", DataType::Int32, 1, Storage::Dictionary));
+                columns.push(split("input_ids", id, 1));
+                match spec.task() {
+                    // Nearly every token has another label, so that a dictionary would be a second copy.
+                    Task::CausalLm => columns.push(split("labels", DataType::Int32, 1)),
+                    _ if spec.labels_of(1) > 0 => columns.push(column("labels", DataType::Int32, 1, Storage::Dictionary)),
+                    _ => {}
+                }
+                if spec.has_label_values() {
+                    columns.push(split("label_values", DataType::Float32, 1));
+                }
                 if spec.token_type_ids() {
                     columns.push(column("token_type_ids", DataType::UInt8, 1, Storage::Dictionary));
                 }
+                if spec.embedding_size() > 0 {
+                    columns.push(split("embedding", DataType::Float32, 1));
+                    return columns;
+                }
                 columns.push(column("positions", DataType::UInt16, 1, Storage::Delta));
-                columns.push(column("top_ids", id, 2, Storage::Split));
-                columns.push(column("top_logits", DataType::Float32, 2, Storage::Split));
-                columns.push(column("max_logit", DataType::Float32, 1, Storage::Split));
-                columns.push(column("log_z", DataType::Float32, 2, Storage::Split));
+                columns.push(split("top_ids", id_type(spec.classes()), 2));
+                columns.push(split("top_logits", DataType::Float32, 2));
+                columns.push(split("max_logit", DataType::Float32, 1));
+                columns.push(split("log_z", DataType::Float32, 2));
             }
         }
         columns

@@ -103,7 +103,8 @@ fn row_groups(spec: &TargetSpec, records: &[Record]) -> Vec<Range<usize>> {
     let top_k = (spec.top_k() as u64).max(GROUP_TOP_K);
     for (row, record) in records.iter().enumerate() {
         let (tokens, positions) = (record.input_ids.len() as u64, record.positions.len() as u64);
-        let more_logits = tokens * 12 + positions * (8 * top_k + 4 * spec.temperatures().len() as u64 + 8);
+        let more_logits =
+            tokens * 12 + 4 * spec.embedding_size() as u64 + positions * (8 * top_k + 4 * spec.temperatures().len() as u64 + 8);
         let more_hidden = tokens * 4 * (spec.hidden_size() * spec.hidden_layers().len()) as u64;
         (logits, hidden) = (logits + more_logits, hidden + more_hidden);
         match groups.last_mut() {
@@ -126,7 +127,7 @@ fn stored_mass(spec: &TargetSpec, records: &[Record]) -> MassSummary {
         // Rounding may carry the sum past the whole; mass is at most 1.
         (log_z - sum.ln()).max(0.0)
     };
-    MassSummary::of(log_z.zip(logits.chunks_exact(spec.top_k())).map(minus_log).collect())
+    MassSummary::of(log_z.zip(logits.chunks_exact(spec.top_k().max(1))).map(minus_log).collect())
 }
 
 /// What a written file came to.

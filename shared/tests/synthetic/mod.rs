@@ -20,8 +20,6 @@ pub(crate) struct Shape {
 
 pub(crate) fn unchecked() -> UncheckedTargetSpec {
     UncheckedTargetSpec {
-        task: Task::MaskedLm,
-        vocabulary_size: 591,
         top_k: 4,
         temperatures: vec![2.0, 1.0],
         positions: PositionRule::Tokens,
@@ -29,6 +27,7 @@ pub(crate) fn unchecked() -> UncheckedTargetSpec {
         hidden_size: 3,
         token_type_ids: true,
         precision: Precision::Float16,
+        ..UncheckedTargetSpec::new(Task::MaskedLm, 591)
     }
 }
 
@@ -49,13 +48,22 @@ pub(crate) fn records(spec: &TargetSpec, shape: Shape, pass: u16, first: u64, co
 fn record(spec: &TargetSpec, shape: Shape, pass: u16, sequence_id: u64, seed: u64) -> Record {
     let mut stream = RandomStream::new(seed, Purpose::Masking, &[u64::from(pass), sequence_id]);
     let length = 1 + stream.below(shape.longest);
-    let positions: Vec<u16> = (0..length as u16).filter(|_| stream.uniform() < shape.share_asked).collect();
+    let positions: Vec<u16> = match spec.task() {
+        Task::SequenceClassification => vec![0],
+        Task::SentenceEmbedding => vec![],
+        _ => (0..length as u16).filter(|_| stream.uniform() < shape.share_asked).collect(),
+    };
     let mut record = Record { sequence_id, document_id: sequence_id / 2, pass, positions, ..Record::default() };
-    for _ in 0..length {
-        record.input_ids.push(zipf(&mut stream, spec.vocabulary_size()));
-        let masked = stream.uniform() < 0.15;
-        record.labels.push(if masked { zipf(&mut stream, spec.vocabulary_size()) as i32 } else { IGNORED_LABEL });
+    record.input_ids = (0..length).map(|_| zipf(&mut stream, spec.vocabulary_size())).collect();
+    for _ in 0..spec.labels_of(length) {
+        let labelled = stream.uniform() < 0.15;
+        record.labels.push(if labelled { zipf(&mut stream, spec.classes()) as i32 } else { IGNORED_LABEL });
     }
+    if spec.has_label_values() && stream.uniform() < 0.5 {
+        let values = if spec.embedding_size() > 0 { 1 } else { spec.classes() };
+        record.label_values = (0..values).map(|_| stream.normal() as f32).collect();
+    }
+    record.embedding = (0..spec.embedding_size()).map(|_| stream.normal() as f32).collect();
     if spec.token_type_ids() {
         record.token_type_ids = (0..length).map(|token| u8::from(2 * token > length)).collect();
     }
@@ -71,7 +79,7 @@ fn ask(spec: &TargetSpec, stream: &mut RandomStream, record: &mut Record) {
     let mut ids = BTreeSet::new();
     while ids.len() < spec.top_k() {
         // Where nearly all ids are wanted, a draw that mostly repeats itself would take long.
-        let id = if spec.top_k() * 4 > spec.vocabulary_size() { ids.len() as u32 } else { zipf(stream, spec.vocabulary_size()) };
+        let id = if spec.top_k() * 4 > spec.classes() { ids.len() as u32 } else { zipf(stream, spec.classes()) };
         if ids.insert(id) {
             record.top_ids.push(id);
         }
@@ -99,7 +107,7 @@ pub(crate) fn as_stored(spec: &TargetSpec, record: &Record) -> Record {
     if spec.precision() == Precision::Float16 {
         let round = |value: &mut f32| *value = f16::from_f32(*value).to_f32();
         stored.top_logits.iter_mut().for_each(round);
-        stored.hidden_states.iter_mut().flatten().for_each(round);
+        stored.hidden_states.iter_mut().flatten().chain(&mut stored.embedding).for_each(round);
     }
     stored
 }
@@ -118,6 +126,7 @@ pub(crate) fn manifest(spec: &TargetSpec, run: &str, shards: Vec<ShardEntry>) ->
             provider: "cpu".to_string(),
             logits_output: "logits".to_string(),
             hidden_tensors: spec.hidden_layers().iter().map(|layer| (*layer, format!("tensor {layer}"))).collect(),
+            ..TeacherSummary::default()
         },
         counts: Some(CorpusCounts::default()),
         shards,

@@ -32,6 +32,7 @@ fn manifest() -> Manifest {
             provider: "cpu".to_string(),
             logits_output: "logits".to_string(),
             hidden_tensors: BTreeMap::from([(12, "tensor".to_string())]),
+            ..TeacherSummary::default()
         },
         counts: None,
         shards: Vec::new(),
