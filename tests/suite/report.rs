@@ -9,7 +9,7 @@ fn train(out: &Path) -> Program {
     let program = Program::train().arg("--cache").arg(CACHES.train()).arg("--eval-cache").arg(CACHES.heldout()).arg("--out").arg(out);
     program
         .arg("--init-from")
-        .arg(data("teacher/model.safetensors"))
+        .arg(data("teacher/model.onnx"))
         .args("--log-every 1 --threads 2 --quiet --steps 4 --batch-tokens 1024")
 }
 
