@@ -4,9 +4,10 @@
 
 use crate::cli::{Arguments, CorpusArguments, TargetArguments, TeacherArguments};
 use crate::corpus::DocumentUnit;
+use crate::task::TeacherTask;
 use crate::teacher::HiddenLayers;
 use logitcache::error::{Error, Result};
-use logitcache::target::{PositionRule, Precision, TargetSpec, Task, UncheckedTargetSpec};
+use logitcache::target::{PositionRule, Precision, TargetSpec, UncheckedTargetSpec};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -85,6 +86,8 @@ pub struct TeacherFacts {
     pub tokenizer_size: usize,
     /// `tokenizer.json`, for the message.
     pub tokenizer: PathBuf,
+    /// What it answers.
+    pub task: TeacherTask,
 }
 
 impl Config {
@@ -159,7 +162,7 @@ impl Config {
             hidden_size: facts.hidden_size as u32,
             token_type_ids: facts.token_type_ids,
             precision: self.precision,
-            ..UncheckedTargetSpec::new(Task::MaskedLm, facts.vocabulary_size as u32)
+            ..UncheckedTargetSpec::new(facts.task.task, facts.vocabulary_size as u32)
         })
     }
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use clap::Parser;
+use logitcache::target::Task;
 
 fn check(line: &str) -> Result<Config> {
     let line = format!("precompute --teacher t --corpus c --out o {line}");
@@ -104,6 +105,7 @@ fn facts() -> TeacherFacts {
         hidden_size: 8,
         tokenizer_size: 38,
         tokenizer: PathBuf::from("tokenizer.json"),
+        task: TeacherTask::of(Task::MaskedLm),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::config::{Config, TeacherFacts};
 use crate::corpus::{Corpus, CorpusOptions};
+use crate::task::TeacherTask;
 use crate::teacher::{Prepared, Runtime, Teacher, TeacherFiles, locate, prepare, runtime};
 use crate::tokenize::DocumentTokenizer;
 use logitcache::cache::manifest::{FORMAT_VERSION, Fingerprints, Manifest, TeacherSummary};
@@ -17,6 +18,8 @@ pub struct Source {
     pub corpus: Corpus,
     /// The tokenizer.
     pub tokenizer: DocumentTokenizer,
+    /// What the teacher is asked for.
+    pub task: TeacherTask,
 }
 
 /// The open inputs of a run.
@@ -47,7 +50,8 @@ pub fn open(config: &Config) -> Result<(Inputs, Prepared)> {
     let prepared = prepare(&files, &config.hidden_layers, &config.hidden_tensors)?;
     let runtime = runtime::load(config.onnxruntime.as_deref())?;
     let hidden_tensors = prepared.hidden_tensors().clone();
-    Ok((Inputs { files, runtime, source: Source { corpus, tokenizer }, hidden_tensors }, prepared))
+    let source = Source { corpus, tokenizer, task: prepared.task().clone() };
+    Ok((Inputs { files, runtime, source, hidden_tensors }, prepared))
 }
 
 impl Inputs {
@@ -62,6 +66,7 @@ impl Inputs {
             hidden_size: if self.hidden_tensors.is_empty() { 0 } else { session.hidden_size },
             tokenizer_size: self.source.tokenizer.vocabulary().len(),
             tokenizer: self.files.tokenizer.clone(),
+            task: self.source.task.clone(),
         }
     }
 

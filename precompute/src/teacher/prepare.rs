@@ -4,9 +4,11 @@ use super::TeacherFiles;
 use super::hidden::{Encoder, Unknown};
 use super::model_config::ModelConfig;
 use super::parameters;
+use crate::task::TeacherTask;
 use logitcache::error::{Error, Result};
 use logitcache::onnx::messages::NodeProto;
 use logitcache::onnx::{Graph, Model};
+use logitcache::target::Task;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -35,6 +37,7 @@ pub struct Prepared {
     /// The changed model; absent where the file serves as it is.
     pub(super) changed: Option<Vec<u8>>,
     pub(super) config: ModelConfig,
+    pub(super) task: TeacherTask,
     pub(super) parameters: u64,
     pub(super) layers: u32,
     pub(super) width: Option<u32>,
@@ -43,6 +46,11 @@ pub struct Prepared {
 }
 
 impl Prepared {
+    /// What the teacher answers.
+    pub fn task(&self) -> &TeacherTask {
+        &self.task
+    }
+
     /// Exposed hidden states: layer to tensor name, ascending.
     pub fn hidden_tensors(&self) -> &BTreeMap<u32, String> {
         &self.hidden_tensors
@@ -76,7 +84,17 @@ pub fn prepare(files: &TeacherFiles, layers: &HiddenLayers, by_hand: &BTreeMap<u
     let inner = hidden_tensors.values().any(|name| !outputs(&model).any(|output| output == name));
     let changed = inner
         .then(|| model.into_bytes_with_outputs(hidden_tensors.values().map(String::as_str).collect::<std::collections::BTreeSet<_>>()));
-    Ok(Prepared { model: files.model.clone(), changed, config, parameters, layers: known_layers, width, hidden_tensors, weight_files })
+    Ok(Prepared {
+        model: files.model.clone(),
+        changed,
+        config,
+        task: TeacherTask::of(Task::MaskedLm),
+        parameters,
+        layers: known_layers,
+        width,
+        hidden_tensors,
+        weight_files,
+    })
 }
 
 fn outputs(model: &Model) -> impl Iterator<Item = &str> {
