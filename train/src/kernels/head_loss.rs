@@ -71,13 +71,13 @@ fn decoded_loss(rows: &Tensor, decoder: Decoder<'_>, targets: &HeadTargets<'_>, 
     let objective = RowObjective {
         inverse_temperature: 1.0 / temperature,
         ce: weights.get(Part::Ce) * temperature / normalisers.asked.max(1) as f64,
-        mlm: weights.get(Part::Mlm) / normalisers.labelled.max(1) as f64,
+        mlm: weights.get(Part::Mlm) / normalisers.masked.max(1) as f64,
         whole: targets.k == vocabulary,
         others: RowObjectives::new(step, vocabulary - targets.k),
     };
     for_dtype!("head_loss", rows.dtype(), T => {
         let (sums, gradients) = with_slice("head_loss", rows, |x: &[T]| run(x, width, decoder, targets, &objective, rows.track_op()))??;
-        let count = |part| if part == Part::Mlm { normalisers.labelled } else { normalisers.asked };
+        let count = |part| if part == Part::Mlm { normalisers.masked } else { normalisers.asked };
         let values = Part::ALL.map(|part| part.temperature_factor(temperature) * sums.get(part) / count(part).max(1) as f64);
         let parts = LossParts::new(&weights, values);
         Ok((precomputed("head_loss", rows, parts.total, gradients)?, parts))
@@ -99,10 +99,10 @@ fn check_targets(targets: &HeadTargets<'_>, rows: usize, vocabulary: usize, norm
     if let Some(label) = labels.iter().find(|label| **label >= vocabulary as i32 || (**label < 0 && **label != -100)) {
         return Err(failure("head_loss", format!("label {label} in a vocabulary of {vocabulary}")));
     }
-    let labelled = labels.iter().filter(|label| **label >= 0).count();
-    if rows > normalisers.asked || labelled > normalisers.labelled {
-        let step = format!("{} asked and {} labelled rows", normalisers.asked, normalisers.labelled);
-        return Err(failure("head_loss", format!("{rows} asked and {labelled} labelled rows in a step of {step}")));
+    let masked = labels.iter().filter(|label| **label >= 0).count();
+    if rows > normalisers.asked || masked > normalisers.masked {
+        let step = format!("{} asked and {} masked rows", normalisers.asked, normalisers.masked);
+        return Err(failure("head_loss", format!("{rows} asked and {masked} masked rows in a step of {step}")));
     }
     Ok(())
 }

@@ -1,9 +1,9 @@
-//! The student: a model of one of four [families](family) with the head of its task, on packed rows.
+//! The student: a masked language model of one of four [families](family) on packed rows.
 //!
 //! ```text
 //! ids -> word + position (+ token type) -> LayerNorm -> dropout (-> ALBERT: W x + b)                                embeddings
 //!     -> num_hidden_layers x [ x = LayerNorm(x + attention(x)); x = LayerNorm(x + W2 activation(W1 x)) ]            block, attention
-//!     -> the asked rows -> LayerNorm(activation(W x)) -> word embeddings, transposed, + bias                        heads, of a masked LM
+//!     -> the asked rows -> LayerNorm(activation(W x)) -> word embeddings, transposed, + bias                        heads
 //! ```
 //!
 //! Dropout inside a block stands where the family has it. No pooler, a decoder tied to the word embeddings; an ALBERT's layers share one set
@@ -13,7 +13,6 @@
 
 mod attention;
 mod block;
-mod body;
 pub mod config;
 mod config_file;
 mod embeddings;
@@ -57,8 +56,9 @@ pub type ValueSource<'a> = dyn FnMut(&ParameterSpec) -> Result<Vec<f32>> + 'a;
 pub struct Student {
     config: StudentConfig,
     parameters: Vec<ParameterRef>,
-    body: body::Body,
-    head: heads::Head,
+    embeddings: embeddings::Embeddings,
+    blocks: Vec<block::Block>,
+    head: heads::MaskedLmHead,
 }
 
 impl Student {
@@ -69,14 +69,16 @@ impl Student {
     /// Settings that [`StudentConfig::check`] refuses, whatever `source` returns, values of another number than the shape's.
     pub fn new(config: StudentConfig, dtype: DType, source: &mut ValueSource<'_>) -> Result<Self> {
         config.check()?;
-        let (specs, mut parameters) = (layout(&config), Vec::new());
-        for spec in &specs {
-            let values = source(spec)?;
-            parameters.push(parameter(spec, values, dtype)?);
+        let mut parameters = Vec::new();
+        for spec in layout(&config) {
+            let values = source(&spec)?;
+            parameters.push(parameter(&spec, values, dtype)?);
         }
-        let table = ParameterTable { specs: &specs, parameters: &parameters };
-        let (body, head) = (body::Body::new(&table, &config), heads::Head::new(&table, &config));
-        Ok(Self { config, parameters, body, head })
+        let table = ParameterTable { family: config.family, parameters: &parameters };
+        let embeddings = embeddings::Embeddings::new(&table, &config);
+        let blocks = (0..config.num_hidden_layers).map(|layer| block::Block::new(&table, &config, layer)).collect();
+        let head = heads::MaskedLmHead::new(&table, &config);
+        Ok(Self { config, parameters, embeddings, blocks, head })
     }
 
     /// The settings it was built with.
@@ -105,7 +107,15 @@ impl Student {
     /// # Errors
     /// Ids outside the vocabulary, a sequence longer than the position embeddings, offsets that do not fit the rows.
     pub fn forward_states(&self, batch: &Batch, dropout: &DropoutPlan) -> candle_core::Result<Vec<Tensor>> {
-        self.body.states(batch, dropout)
+        let packing = packing(batch)?;
+        let mut states = Vec::with_capacity(self.blocks.len() + 1);
+        let mut state = self.embeddings.forward(batch, &packing, dropout)?;
+        for block in &self.blocks {
+            let next = block.forward(&state, &packing, dropout)?;
+            states.push(std::mem::replace(&mut state, next));
+        }
+        states.push(state);
+        Ok(states)
     }
 
     /// The last hidden state `[tokens, dim]` without dropout and without keeping anything for a backward pass.
@@ -113,24 +123,18 @@ impl Student {
     /// # Errors
     /// As [`forward_states`](Self::forward_states).
     pub fn hidden_states(&self, batch: &Batch) -> candle_core::Result<Tensor> {
-        self.body.last_state(batch)
+        let (packing, dropout) = (packing(batch)?, DropoutPlan::off());
+        let embedded = self.embeddings.forward(batch, &packing, &dropout)?.detach();
+        self.blocks.iter().try_fold(embedded, |hidden, block| block.forward(&hidden, &packing, &dropout))
     }
 
-    /// Logits `[asked, classes]` of the asked rows, of the vocabulary for a language model, without dropout and without keeping anything for a
-    /// backward pass. They exist whole: the caller bounds the rows it asks at a time.
+    /// Logits `[asked, vocabulary]` of the asked rows, without dropout and without keeping anything for a backward pass. They exist whole: the
+    /// caller bounds the rows it asks at a time.
     ///
     /// # Errors
-    /// As [`forward_states`](Self::forward_states); an asked row outside of the batch; a sentence encoder, which has none.
+    /// As [`forward_states`](Self::forward_states); an asked row outside of the batch.
     pub fn logits(&self, batch: &Batch) -> candle_core::Result<Tensor> {
-        self.head.logits(&self.hidden_states(batch)?, batch)
-    }
-
-    /// A sentence encoder's vectors `[sequences, embedding]`, without dropout and without keeping anything for a backward pass.
-    ///
-    /// # Errors
-    /// As [`forward_states`](Self::forward_states); a student of another task, which has none.
-    pub fn embeddings(&self, batch: &Batch) -> candle_core::Result<Tensor> {
-        self.head.embeddings(&self.hidden_states(batch)?, batch)
+        self.head.logits(&self.hidden_states(batch)?, &batch.asked)
     }
 
     /// The loss of a micro-batch: a scalar to call `backward` on, once, which adds every parameter's gradient to what it holds; and the parts
@@ -139,7 +143,7 @@ impl Student {
     /// # Errors
     /// As [`mapped_loss`](Self::mapped_loss).
     pub fn loss(&self, batch: &Batch, step: &StepObjective, dropout: &DropoutPlan) -> candle_core::Result<(Tensor, LossParts)> {
-        self.mapped_loss(batch, step, &HiddenObjective::last(self.body.layers()), dropout)
+        self.mapped_loss(batch, step, &HiddenObjective::last(self.blocks.len()), dropout)
     }
 
     /// [`loss`](Self::loss) with the hidden states compared as `hidden` says, not the last ones alone; adds to its projections' gradients too.
@@ -155,7 +159,7 @@ impl Student {
         dropout: &DropoutPlan,
     ) -> candle_core::Result<(Tensor, LossParts)> {
         let states = self.forward_states(batch, dropout)?;
-        let (total, mut values) = self.head.loss(&states[self.body.layers()], batch, step, dropout)?;
+        let (total, mut values) = self.head.loss(&states[self.blocks.len()], batch, step)?;
         let total = hidden.add_loss(&states, batch, step, total, &mut values)?;
         Ok((total, LossParts::new(&step.weights, values)))
     }
@@ -175,25 +179,24 @@ fn parameter(spec: &ParameterSpec, values: Vec<f32>, dtype: DType) -> Result<Par
     made.map_err(|error| Error::invalid(&spec.name, "a parameter in memory", error.to_string()))
 }
 
-/// The parameters by their role, for the parts that share them.
+/// The parameters by name, for the parts that share them.
 struct ParameterTable<'a> {
-    specs: &'a [ParameterSpec],
+    family: Family,
     parameters: &'a [ParameterRef],
 }
 
 impl ParameterTable<'_> {
-    fn get(&self, role: Role, bias: bool) -> ParameterRef {
-        let found = self.specs.iter().find(|spec| spec.role == role && spec.bias == bias);
-        let found = found.unwrap_or_else(|| panic!("the layout has no {role:?}, which the student is built from"));
-        self.parameters[found.number].clone()
+    fn get(&self, name: &str) -> ParameterRef {
+        let found = self.parameters.iter().find(|parameter| parameter.name() == name);
+        found.unwrap_or_else(|| panic!("the layout has no parameter {name}, which the student is built from")).clone()
     }
 
     fn weight(&self, role: Role) -> ParameterRef {
-        self.get(role, false)
+        self.get(&format!("{}.weight", role.name(self.family)))
     }
 
     fn bias(&self, role: Role) -> ParameterRef {
-        self.get(role, true)
+        self.get(&format!("{}.bias", role.name(self.family)))
     }
 
     fn affine(&self, role: Role) -> Affine {

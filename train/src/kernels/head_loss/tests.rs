@@ -47,7 +47,7 @@ impl Example {
     /// Of a step that has more rows than this batch.
     fn normalisers(&self) -> Normalisers {
         let masked = self.labels.iter().filter(|label| **label >= 0).count();
-        Normalisers { asked: self.labels.len() + 3, labelled: masked + 1, tokens: 20, sequences: 4 }
+        Normalisers { asked: self.labels.len() + 3, masked: masked + 1, tokens: 20 }
     }
 
     fn wrapped(&self) -> Affine {
@@ -70,7 +70,7 @@ impl Example {
             let logs: Vec<f64> = self.log_probabilities[stored].iter().map(|log| f64::from(*log)).collect();
             loss[0] += 4.0 * oracle::ghost_divergence(logits, &ids, &logs, 2.0).loss / self.normalisers().asked as f64;
             if let Ok(label) = usize::try_from(self.labels[row]) {
-                loss[1] += oracle::cross_entropy(logits, label).loss / self.normalisers().labelled as f64;
+                loss[1] += oracle::cross_entropy(logits, label).loss / self.normalisers().masked as f64;
             }
         }
         loss
