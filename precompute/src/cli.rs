@@ -87,15 +87,40 @@ fn command() -> Command {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Corpus")]
 pub struct CorpusArguments {
-    /// Files or directories of text or JSONL, plain or compressed by gzip or zstd; a directory is read in sorted order. Required.
+    /// Files or directories of text, JSONL, CSV, TSV, CoNLL columns or Parquet, all but Parquet plain or compressed by gzip or zstd; a
+    /// directory is read in sorted order. Required.
     #[arg(long, value_name = "PATH", num_args = 1..)]
     pub corpus: Vec<PathBuf>,
+    /// The format of every file, whatever its name says: `text`, `jsonl`, `csv`, `tsv`, `conll` or `parquet`.
+    #[arg(long, value_name = "NAME")]
+    pub format: Option<String>,
     /// What one document of a text file is: a `line`, or a `block` of lines up to a blank one.
     #[arg(long, value_name = "UNIT", default_value = "line")]
     pub document: String,
-    /// The field of a JSONL line that holds the text.
+    /// The field or column that holds the text, in every format but plain text. A column may also be given by its number from 1.
     #[arg(long, value_name = "NAME", default_value = "text")]
     pub text_field: String,
+    /// What stands between the fields of CSV and TSV files: one character, or `tab`. By default a comma in .csv and a tab in .tsv files.
+    #[arg(long, value_name = "CHARACTER")]
+    pub delimiter: Option<String>,
+    /// What stands around fields of CSV and TSV files that hold a delimiter or a line end: one character, or `none` where quotes are text.
+    #[arg(long, value_name = "CHARACTER", default_value = "\"")]
+    pub quote: String,
+    /// The first line of CSV and TSV files is a record: their columns have numbers, from 1, and no names.
+    #[arg(long)]
+    pub no_header: bool,
+    /// Malformed records that are skipped and counted; by default the first one ends the run with its file and line.
+    #[arg(long, value_name = "COUNT", default_value_t = 0)]
+    pub skip_bad: u64,
+    /// Read the documents in a random order: the same for the same seed and corpus. It takes as much disk, in --out, as the texts.
+    #[arg(long, value_name = "NUMBER")]
+    pub shuffle_seed: Option<u64>,
+    /// Documents left out at the beginning, after shuffling.
+    #[arg(long, value_name = "COUNT", default_value_t = 0)]
+    pub skip: u64,
+    /// Documents taken, at most, after those skipped; by default all.
+    #[arg(long, value_name = "COUNT")]
+    pub limit: Option<u64>,
     /// Tokens of the longest sequence, special tokens included; longer documents are cut into several sequences.
     #[arg(long, value_name = "TOKENS", default_value_t = 128)]
     pub max_length: usize,

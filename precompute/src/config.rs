@@ -2,14 +2,16 @@
 //! what it accepts, what it was given and what to type instead. What only the teacher can tell (its vocabulary, its longest input) is
 //! checked by [`Config::target_spec`], before any work.
 
-use crate::cli::{Arguments, CorpusArguments, TargetArguments, TeacherArguments};
-use crate::corpus::DocumentUnit;
+use crate::cli::{Arguments, TargetArguments, TeacherArguments};
+use crate::corpus::CorpusOptions;
 use crate::task::TeacherTask;
 use crate::teacher::HiddenLayers;
 use logitcache::error::{Error, Result};
 use logitcache::target::{PositionRule, Precision, TargetSpec, UncheckedTargetSpec};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+
+mod corpus;
 
 /// A run whose flags agree with each other.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,10 +31,8 @@ pub struct Config {
     pub batch_tokens: usize,
     /// Files and directories, in the order typed.
     pub corpus: Vec<PathBuf>,
-    /// What a document of a text file is.
-    pub document: DocumentUnit,
-    /// Field of a JSONL line.
-    pub text_field: String,
+    /// How they are read.
+    pub reading: CorpusOptions,
     /// Longest sequence in tokens, special ones included.
     pub max_length: usize,
     /// Shortest sequence kept in tokens, special ones included.
@@ -97,7 +97,7 @@ impl Config {
     /// [`Error::Usage`] for the first flag, or pair of flags, that cannot be run.
     pub fn check(arguments: Arguments, cores: usize) -> Result<Self> {
         let Arguments { corpus, teacher, target, output } = arguments;
-        check_corpus(&corpus)?;
+        corpus::check(&corpus)?;
         check_teacher(&teacher, corpus.max_length)?;
         at_least_one("--shard-sequences", output.shard_sequences)?;
         at_least_one("--top-k", target.top_k as usize)?;
@@ -116,9 +116,8 @@ impl Config {
             provider: teacher.provider,
             threads: teacher.threads.unwrap_or(cores.max(1)),
             batch_tokens: teacher.batch_tokens,
-            document: corpus.document.parse()?,
+            reading: corpus::reading(&corpus, out.as_deref().filter(|_| !output.dry_run))?,
             corpus: corpus.corpus,
-            text_field: corpus.text_field,
             max_length: corpus.max_length,
             min_tokens: corpus.min_tokens,
             mask_probability: corpus.mask_probability,
@@ -172,29 +171,6 @@ fn at_least_one(flag: &str, value: usize) -> Result<()> {
         return Ok(());
     }
     Err(Error::usage(flag, "at least 1", "0", "type a larger number, or leave the flag out for its default"))
-}
-
-fn check_corpus(corpus: &CorpusArguments) -> Result<()> {
-    if corpus.corpus.is_empty() {
-        return Err(Error::usage("--corpus", "one or more files or directories", "nothing", "add --corpus PATH"));
-    }
-    if !(3..=usize::from(u16::MAX)).contains(&corpus.max_length) {
-        let remedy = "type a length the teacher can take, such as 128";
-        return Err(Error::usage("--max-length", "3 to 65535 tokens", corpus.max_length.to_string(), remedy));
-    }
-    if corpus.min_tokens > corpus.max_length {
-        let expected = format!("at most the {} of --max-length", corpus.max_length);
-        return Err(Error::usage("--min-tokens", expected, corpus.min_tokens.to_string(), "lower it, or raise --max-length"));
-    }
-    let probability = corpus.mask_probability;
-    if !(probability > 0.0 && probability <= 1.0) {
-        return Err(Error::usage("--mask-probability", "a share above 0 and at most 1", probability.to_string(), "type one such as 0.15"));
-    }
-    if let Some(exponent) = corpus.mask_smoothing.filter(|exponent| !(exponent.is_finite() && *exponent > 0.0)) {
-        let remedy = "type 0.7 as DistilBERT has it, or leave the flag out for none";
-        return Err(Error::usage("--mask-smoothing", "an exponent above 0", exponent.to_string(), remedy));
-    }
-    at_least_one("--passes", usize::from(corpus.passes))
 }
 
 fn check_teacher(teacher: &TeacherArguments, max_length: usize) -> Result<()> {

@@ -36,6 +36,11 @@ fn defaults_mean_what_the_help_says() {
 fn each_refusal_names_its_flag_and_what_was_found() {
     let refused = [
         ("--document page", "--document", "found page"),
+        ("--format xml", "--format", "`xml`"),
+        ("--delimiter ab", "--delimiter", "\"ab\""),
+        ("--delimiter ; --quote ;", "--delimiter", "\";\" for both"),
+        ("--quote no", "--quote", "\"no\""),
+        ("--limit 0", "--limit", "found 0"),
         ("--max-length 2", "--max-length", "found 2"),
         ("--max-length 70000 --batch-tokens 70000", "--max-length", "found 70000"),
         ("--min-tokens 129", "--min-tokens", "found 129"),
@@ -93,6 +98,9 @@ fn lists_keep_their_meaning() {
     assert_eq!(check("--hidden-layers 12,0,6").expect("three").hidden_layers, HiddenLayers::List(vec![0, 6, 12]));
     let config = check("--hidden-layers 6 --hidden-tensor 6=a=b").expect("a name with an equals sign");
     assert_eq!(config.hidden_tensors, BTreeMap::from([(6, "a=b".to_owned())]));
+    let reading = check("--delimiter tab --quote none --no-header --format conll").expect("another dialect").reading;
+    assert_eq!(reading.dialect, crate::corpus::Dialect { delimiter: Some('\t'), quote: None, header: false });
+    assert_eq!(reading.format, Some(crate::corpus::Format::Conll));
     assert_eq!(check("--positions 0.15").expect("the masked share itself").positions, PositionRule::Share(0.15));
 }
 

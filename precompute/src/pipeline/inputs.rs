@@ -1,7 +1,7 @@
 //! Everything a run reads, opened and fingerprinted before any work, and the settings that follow from it.
 
 use crate::config::{Config, TeacherFacts};
-use crate::corpus::{Corpus, CorpusOptions};
+use crate::corpus::{Corpus, CorpusOptions, Dialect};
 use crate::task::TeacherTask;
 use crate::teacher::{Prepared, Runtime, Teacher, TeacherFiles, locate, prepare, runtime};
 use crate::tokenize::DocumentTokenizer;
@@ -39,8 +39,7 @@ pub struct Inputs {
 /// # Errors
 /// Those of each input: nothing is read that another one makes useless.
 pub fn open(config: &Config) -> Result<(Inputs, Prepared)> {
-    let options = CorpusOptions { document: config.document, text_field: config.text_field.clone() };
-    let corpus = Corpus::open(&config.corpus, options)?;
+    let corpus = Corpus::open(&config.corpus, config.reading.clone())?;
     let files = locate(&config.teacher, config.tokenizer.as_deref())?;
     let tokenizer = DocumentTokenizer::open(&files.tokenizer)?;
     if config.whole_word && !tokenizer.splits_words() {
@@ -121,8 +120,8 @@ impl Inputs {
             ("hidden-layers", json!(hidden)),
             ("max-length", json!(config.max_length)),
             ("min-tokens", json!(config.min_tokens)),
-            ("document", json!(config.document.to_string())),
-            ("text-field", json!(config.text_field)),
+            ("document", json!(config.reading.document.to_string())),
+            ("text-field", json!(config.reading.fields.text)),
             ("mask-probability", json!(config.mask_probability)),
             ("mask-smoothing", config.mask_smoothing.map_or(json!("off"), |exponent| json!(exponent))),
             ("whole-word", json!(config.whole_word)),
@@ -136,7 +135,7 @@ impl Inputs {
             ("onnxruntime", json!(self.runtime.version)),
             ("special-tokens", special),
         ];
-        pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+        pairs.into_iter().chain(reading(&config.reading)).map(|(name, value)| (name.to_owned(), value)).collect()
     }
 }
 
@@ -187,6 +186,24 @@ impl ContentDigests {
         }
         Ok(Self { teacher, tokenizer, corpus })
     }
+}
+
+/// The settings of the corpus that are not at their defaults. Those of files that were not read may be among them, since it takes the files
+/// to know.
+fn reading(options: &CorpusOptions) -> impl Iterator<Item = (&'static str, Value)> {
+    let usual = CorpusOptions::default();
+    let dialect = |part: fn(&Dialect) -> Value| (part(&options.dialect) != part(&usual.dialect)).then(|| part(&options.dialect));
+    let settings = [
+        ("format", options.format.map(|format| json!(format.name()))),
+        ("delimiter", options.dialect.delimiter.map(|delimiter| json!(delimiter))),
+        ("quote", dialect(|dialect| dialect.quote.map_or(json!("none"), |quote| json!(quote)))),
+        ("no-header", dialect(|dialect| json!(!dialect.header))),
+        ("skip-bad", (options.skip_bad > 0).then(|| json!(options.skip_bad))),
+        ("shuffle-seed", options.shuffle_seed.map(|seed| json!(seed))),
+        ("skip", (options.skip > 0).then(|| json!(options.skip))),
+        ("limit", options.limit.map(|limit| json!(limit))),
+    ];
+    settings.into_iter().filter_map(|(name, value)| Some((name, value?)))
 }
 
 fn positions(spec: &TargetSpec) -> Value {

@@ -73,7 +73,7 @@ pub use element::Element;
 pub use embeddings::{Lookup, embeddings};
 pub use gated::{GatedParameters, gated_feed_forward};
 pub use gather_rows::gather_rows;
-pub use head_loss::{HeadTargets, head_loss};
+pub use head_loss::{HeadTargets, head_loss, head_loss_without_bias};
 pub use hidden_mse::hidden_mse_loss;
 pub use layer_norm::{add_layer_norm, layer_norm};
 pub use linear::{feed_forward, linear, linear_activated};
