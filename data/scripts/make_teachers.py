@@ -18,6 +18,7 @@ from golden.files import GOLDEN
 from safetensors.numpy import load_file
 
 from teachers.language import make_language_models
+from teachers.tasks import make_tasks
 from teachers.witness import difference, verify
 
 TEACHERS = GOLDEN / "teachers"
@@ -59,7 +60,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(temporary) / "teachers" if arguments.check else TEACHERS
         shutil.rmtree(out, ignore_errors=True)
-        cases = make_language_models(out)
+        cases = make_language_models(out) + make_tasks(out)
         lines = ",\n".join(json.dumps(facts) for facts in cases)
         (out / "index.json").write_text(f"[\n{lines}\n]\n")
         (out / SUMS).write_text(sums(out))

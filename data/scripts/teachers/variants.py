@@ -40,25 +40,26 @@ def external(source: Path, path: Path) -> None:
     onnx.save_model(onnx.load(source), path, **options)
 
 
-def renamed(graph: onnx.GraphProto, prefix: str, shared: dict[str, str], outside: set[str]) -> onnx.GraphProto:
-    """A branch without inputs: its own tensors get a prefix, initialisers in `shared` and `outside` names are those of the graph around it."""
+def branch(graph: onnx.GraphProto, name: str, shared: dict[str, str], outside: set[str]) -> onnx.GraphProto:
+    """A graph without inputs, for an If: its own tensors get short names, initialisers in `shared` and `outside` names are those of the graph around
+    it."""
+    own = {"": ""}
 
-    def name(old: str) -> str:
-        return old if not old or old in outside else shared.get(old, f"{prefix}/{old}")
+    def new(old: str) -> str:
+        return old if old in outside else shared.get(old) or own.setdefault(old, f"{name}.{len(own)}")
 
     nodes = []
     for node in graph.node:
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
-        copy.name = f"{prefix}{node.name}"
-        copy.ClearField("input")
-        copy.input.extend(map(name, node.input))
-        copy.ClearField("output")
-        copy.output.extend(map(name, node.output))
+        for field in ("name", "input", "output"):
+            copy.ClearField(field)
+        copy.input.extend(map(new, node.input))
+        copy.output.extend(map(new, node.output))
         nodes.append(copy)
-    kept = [numpy_helper.from_array(numpy_helper.to_array(each), name(each.name)) for each in graph.initializer if each.name not in shared]
-    outputs = [helper.make_tensor_value_info(name(each.name), each.type.tensor_type.elem_type, None) for each in graph.output]
-    return helper.make_graph(nodes, prefix, [], outputs, kept)
+    kept = [numpy_helper.from_array(numpy_helper.to_array(each), new(each.name)) for each in graph.initializer if each.name not in shared]
+    outputs = [helper.make_tensor_value_info(new(each.name), each.type.tensor_type.elem_type, None) for each in graph.output]
+    return helper.make_graph(nodes, name, [], outputs, kept)
 
 
 def merged(first: Path, later: Path, path: Path) -> None:
@@ -67,14 +68,14 @@ def merged(first: Path, later: Path, path: Path) -> None:
     one, two = onnx.load(first), onnx.load(later)
     inputs = list(two.graph.input) + [helper.make_tensor_value_info("use_cache_branch", TensorProto.BOOL, [1])]
     outside, weights, branches = {each.name for each in inputs}, {}, []
-    for model, prefix in ((one, "first"), (two, "later")):
+    for model, name in ((one, "first"), (two, "later")):
         shared = {}
         for each in model.graph.initializer:
             value = numpy_helper.to_array(each)
             if value.size >= FEW:
                 key = (value.dtype.str, value.shape, value.tobytes())
                 shared[each.name] = weights.setdefault(key, numpy_helper.from_array(value, f"merged/{each.name}")).name
-        branches.append(renamed(model.graph, prefix, shared, outside))
+        branches.append(branch(model.graph, name, shared, outside))
     names = [each.name for each in two.graph.output]
     chosen = helper.make_node("If", ["use_cache_branch"], names, name="optimum::if", then_branch=branches[1], else_branch=branches[0])
     graph = helper.make_graph([chosen], "merged", inputs, list(two.graph.output), list(weights.values()))
