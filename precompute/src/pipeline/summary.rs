@@ -31,6 +31,12 @@ impl fmt::Display for Summary {
             let (short, unknown) = (counts.dropped_short, counts.dropped_unknown);
             writeln!(formatter, "dropped     {short} too short, {unknown} mostly unknown, of {} documents", counts.documents)?;
         }
+        if counts.malformed > 0 {
+            writeln!(formatter, "malformed   {} records skipped", counts.malformed)?;
+        }
+        if counts.truncated > 0 {
+            writeln!(formatter, "truncated   {} documents, as long as a sequence can be", counts.truncated)?;
+        }
         writeln!(formatter, "tokens      {} ({} asked, {} masked)", counts.tokens, counts.positions, counts.masked)?;
         writeln!(formatter, "padding     {:.1} % of the tokens fed to the teacher", 100.0 * padding_share(&counts))?;
         let tokens = counts.tokens.max(1) as f64;

@@ -86,7 +86,8 @@ impl PairFrame {
 
     /// Finds the frame by encoding pairs with special tokens; `None` where no two of them agree on it.
     pub(super) fn find<'a>(tokenizer: &Tokenizer, samples: impl Iterator<Item = &'a str>) -> Option<Self> {
-        let plain = |sample| tokenizer.encode(sample, false).ok().filter(|encoding| !encoding.is_empty()).map(|encoding| (sample, encoding));
+        let plain =
+            |sample| tokenizer.encode(sample, false).ok().filter(|encoding| !encoding.is_empty()).map(|encoding| (sample, encoding));
         let samples: Vec<_> = samples.filter_map(plain).take(3).collect();
         // Each sample with the next one, so that the texts of a pair differ where they can.
         let mut frames = (0..samples.len()).map(|first| {

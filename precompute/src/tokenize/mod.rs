@@ -86,7 +86,13 @@ impl DocumentTokenizer {
     pub fn pair_frame(&self) -> Result<&PairFrame> {
         self.pair_frame.as_ref().ok_or_else(|| {
             let found = "none that puts one text before the other";
-            Error::data(&self.path, "post_processor", "a template for pairs", found, "leave --text-pair-field out, or use another tokenizer")
+            Error::data(
+                &self.path,
+                "post_processor",
+                "a template for pairs",
+                found,
+                "leave --text-pair-field out, or use another tokenizer",
+            )
         })
     }
 

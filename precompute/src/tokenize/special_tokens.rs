@@ -28,6 +28,11 @@ pub struct SpecialTokens {
 }
 
 impl SpecialTokens {
+    /// What fills up short rows: some token that is there, where none is meant for it, since nothing looks at it.
+    pub fn padding(&self) -> u32 {
+        self.pad.or(self.end).unwrap_or(0)
+    }
+
     /// Whether `id` is one of them.
     pub fn contains(&self, id: u32) -> bool {
         self.all.binary_search(&id).is_ok()

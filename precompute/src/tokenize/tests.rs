@@ -56,7 +56,10 @@ fn the_reaction_tokenizer_gives_known_tokens_and_frame() {
     assert_eq!([special.mask, special.pad, special.unknown].map(Option::unwrap).each_ref().map(token), ["[MASK]", "[PAD]", "[UNK]"]);
     assert!(special.all.iter().map(token).all(|text| text.starts_with('[')));
     let encoded = tokenizer.encode_batch(&documents(&["N[C@@H](CS)C(=O)O>>CCl", "", "[Xx]C"])).unwrap();
-    assert_eq!(encoded[0].text.ids.iter().map(token).collect::<Vec<_>>(), "N [C@@H] ( C S ) C ( = O ) O >> C Cl".split(' ').collect::<Vec<_>>());
+    assert_eq!(
+        encoded[0].text.ids.iter().map(token).collect::<Vec<_>>(),
+        "N [C@@H] ( C S ) C ( = O ) O >> C Cl".split(' ').collect::<Vec<_>>()
+    );
     assert_eq!(encoded[0].text.words, (0..15).collect::<Vec<u32>>());
     assert_eq!(encoded[1], EncodedDocument::default());
     assert_eq!(encoded[2].text.ids[0], special.unknown.unwrap());
@@ -101,7 +104,8 @@ fn truncation_and_padding_of_the_file_are_off() {
     tokenizer.with_truncation(Some(TruncationParams { max_length: 4, ..TruncationParams::default() })).unwrap();
     let tokenizer = open(&tokenizer).unwrap();
     let long = "a ".repeat(50);
-    let lengths: Vec<usize> = tokenizer.encode_batch(&documents(&[&long, "a"])).unwrap().iter().map(|encoded| encoded.text.ids.len()).collect();
+    let lengths: Vec<usize> =
+        tokenizer.encode_batch(&documents(&[&long, "a"])).unwrap().iter().map(|encoded| encoded.text.ids.len()).collect();
     assert_eq!(lengths, [50, 1]);
 }
 
