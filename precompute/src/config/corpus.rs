@@ -1,6 +1,6 @@
 //! The flags of the corpus.
 
-use super::at_least_one;
+use super::{DEFAULT_MASK_PROBABILITY, at_least_one};
 use crate::cli::CorpusArguments;
 use crate::corpus::{CorpusOptions, Dialect, Fields, LabelScheme};
 use logitcache::error::{Error, Result};
@@ -19,7 +19,7 @@ pub(super) fn check(corpus: &CorpusArguments) -> Result<()> {
         let expected = format!("at most the {} of --max-length", corpus.max_length);
         return Err(Error::usage("--min-tokens", expected, corpus.min_tokens.to_string(), "lower it, or raise --max-length"));
     }
-    let probability = corpus.mask_probability;
+    let probability = corpus.mask_probability.unwrap_or(DEFAULT_MASK_PROBABILITY);
     if !(probability > 0.0 && probability <= 1.0) {
         return Err(Error::usage("--mask-probability", "a share above 0 and at most 1", probability.to_string(), "type one such as 0.15"));
     }

@@ -154,6 +154,7 @@ struct Producer<'a> {
 
 impl Producer<'_> {
     fn run(&self, done: &[ShardEntry], sender: &SyncSender<Result<Produced>>) -> Result<()> {
+        let rule = self.config.position_rule(&self.source.task)?;
         let masking = masking(self.config, self.source, self.pool, self.stop)?;
         let first_pass = done.last().map_or(0, |shard| shard.pass);
         // The passes before it are complete, so they need not be read again.
@@ -169,7 +170,7 @@ impl Producer<'_> {
                 if index as usize <= done.len() {
                     return true;
                 }
-                sender.send(Ok(Produced::Shard(self.shard(index - 1, pass, group, share, &masking)))).is_ok()
+                sender.send(Ok(Produced::Shard(self.shard(index - 1, pass, group, share, (&masking, rule))))).is_ok()
             };
             let (counts, ended) = read_pass(self.config, self.source, self.pool, self.stop, |sequence, read| {
                 group.push(sequence);
@@ -191,8 +192,14 @@ impl Producer<'_> {
         (f64::from(pass) + read) / f64::from(self.config.passes)
     }
 
-    fn shard(&self, index: u32, pass: u16, sequences: Vec<Sequence>, share: [f64; 2], masking: &Masking) -> ShardWork {
-        let rule = self.config.positions;
+    fn shard(
+        &self,
+        index: u32,
+        pass: u16,
+        sequences: Vec<Sequence>,
+        share: [f64; 2],
+        (masking, rule): (&Masking, PositionRule),
+    ) -> ShardWork {
         let questions: Vec<Question> =
             self.pool.install(|| sequences.into_par_iter().map(|sequence| question(masking, rule, pass, sequence)).collect());
         let batches = batches(&questions, self.config.batch_tokens, self.source.tokenizer.special().pad);
