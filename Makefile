@@ -42,6 +42,7 @@ test-transformers: announce build onnxruntime ## make the reference numbers anew
 	@$(MAKE) --no-print-directory $(TRANSFORMERS)/ready
 	$(TRANSFORMERS)/bin/python $(SCRIPTS)/make_golden.py --check
 	$(TRANSFORMERS)/bin/python $(SCRIPTS)/make_onnx_fixtures.py --check
+	$(TRANSFORMERS)/bin/python $(SCRIPTS)/make_teachers.py --check
 	$(MAKE) --no-print-directory $(TRANSFORMERS)/students
 	$(TRANSFORMERS)/bin/python tests/python/student_in_transformers.py $(TRANSFORMERS)/students/*
 	$(TRANSFORMERS)/bin/python tests/python/tensorboard_reads.py $(TRANSFORMERS)/students/*

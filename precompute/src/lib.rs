@@ -4,7 +4,7 @@
 //!
 //! - [`cli`] -> [`config`]: what was typed, and what it means.
 //! - [`corpus`] -> [`tokenize`] -> [`window`] -> [`masking`] -> [`batch`]: from files to masked, padded batches.
-//! - [`teacher`] -> [`topk`]: the ONNX session and what is kept of its answers.
+//! - [`teacher`] -> [`topk`], [`pooling`]: the ONNX session and what is kept of its answers.
 //! - [`pipeline`]: the one place that knows the order; [`resume`]: where a run goes on; [`progress`]: what it says meanwhile.
 //! - [`task`]: what the teacher answers, which every stage may read.
 //! - [`estimate`]: what a run would cost (`--dry-run`). [`speed`]: how fast models are (`precompute time`).
@@ -18,6 +18,7 @@ pub mod corpus;
 pub mod estimate;
 pub mod masking;
 pub mod pipeline;
+pub mod pooling;
 pub mod progress;
 pub mod resume;
 pub mod speed;

@@ -1,7 +1,7 @@
 //! What a student is taught with: the weighted total and its named parts.
 //!
 //! Each file of an objective holds it as a function of a row or of one outcome, without tensors; `kernels::head_loss` and `kernels::cosine`
-//! run them over batches. [`objective`] reads `--loss`, [`weight_schedule`] says what a part weighs at a step, [`tail`] what is made of the
+//! run them over batches. [`objective`] reads `--loss`, [`of_task`] says which parts a task has, [`weight_schedule`] says what a part weighs at a step, [`tail`] what is made of the
 //! probability that lies outside the stored ids, [`hidden_map`] which hidden states are compared.
 
 pub mod binary;
@@ -13,6 +13,7 @@ pub mod hidden_map;
 pub mod jensen_shannon;
 pub mod logit_mse;
 pub mod objective;
+pub mod of_task;
 pub mod outcome;
 pub mod reverse_kl;
 pub mod tail;
@@ -210,9 +211,13 @@ pub struct StepObjective {
 }
 
 impl StepObjective {
-    /// Of step `step` (0 is the first) of `steps`.
+    /// Of step `step` (0 is the first) of `steps`. A step without a gold answer has no `gold`.
     pub fn new(objective: &Objective, (step, steps): (u64, u64), temperature: f64, normalisers: Normalisers) -> Self {
-        Self { objective: *objective, weights: objective.weights_at(step, steps), temperature, normalisers }
+        let mut weights = objective.weights_at(step, steps);
+        if normalisers.labelled == 0 {
+            weights.0[Part::Gold as usize] = 0.0;
+        }
+        Self { objective: *objective, weights, temperature, normalisers }
     }
 }
 

@@ -202,6 +202,22 @@ fn every_objectives_gradient_agrees_with_finite_differences() {
 }
 
 #[test]
+fn without_a_bias_it_is_a_bias_of_zeros() {
+    for case in cases().into_iter().filter(|case| !case.2.is_empty()) {
+        let mut example = example(case);
+        example.decoder[1] = example.decoder[1].zeros_like().unwrap();
+        for loss in ["ce=5,mlm=2", "ce=1:tail=zero,jsd=1", "mlm=1"] {
+            let step = StepObjective::new(&loss.parse().unwrap(), (0, 1), 2.0, example.normalisers());
+            let run = |x: &[Tensor], p: &[ParameterRef]| Ok(head_loss_without_bias(&x[0], &p[0], &example.targets(), &step)?.0);
+            let (_, expected) = example.run(&example.rows, &example.wrapped(), loss).unwrap();
+            let (_, found) = head_loss_without_bias(&example.rows, &example.wrapped().weight, &example.targets(), &step).unwrap();
+            assert_eq!(found, expected, "{loss}");
+            Proof { inputs: std::slice::from_ref(&example.rows), parameters: &example.decoder[..1], run }.check();
+        }
+    }
+}
+
+#[test]
 fn stored_probabilities_that_round_past_one_are_slopes_all_the_same() {
     let mut example = example((3, 17, vec![-100, 4]));
     // About 1.003 in all.
