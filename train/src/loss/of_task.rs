@@ -70,7 +70,10 @@ mod tests {
     fn parts_of_another_task_are_refused_by_name() {
         let message = |loss: &str, task, problem| check_loss(&loss.parse().unwrap(), task, problem).unwrap_err().to_string();
         let multi = message("ce=1,jsd=1", Task::SequenceClassification, Some(Problem::MultiLabel));
-        assert!(multi.contains("--loss: expected parts of ce, logit-mse, cos, hidden-mse, gold, which") && multi.contains("found jsd"), "{multi}");
+        assert!(
+            multi.contains("--loss: expected parts of ce, logit-mse, cos, hidden-mse, gold, which") && multi.contains("found jsd"),
+            "{multi}"
+        );
         assert!(message("mlm=1", Task::CausalLm, None).contains("found mlm"));
         assert!(message("gold=1", Task::MaskedLm, None).contains("found gold"));
         assert!(message("ce=1", Task::SentenceEmbedding, None).contains("embedding-cos, embedding-mse"));
