@@ -10,4 +10,6 @@
     losses        every objective in plain PyTorch
     objectives    objectives/, which runs them
     families      families/
+    heads         heads/
+    decoders      decoders/
 """
