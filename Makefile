@@ -30,7 +30,7 @@ demo: build onnxruntime ## ask the demo teacher about 6,000 reactions, distil it
 	$(BIN)/precompute --teacher data/teacher --corpus data/corpus/train.txt --out $(DEMO)/cache
 	$(BIN)/precompute --teacher data/teacher --corpus data/corpus/heldout.txt --out $(DEMO)/heldout-cache
 	$(BIN)/train --cache $(DEMO)/cache --eval-cache $(DEMO)/heldout-cache --out $(DEMO)/student-$(SEED) \
-	    --init-from data/teacher/model.safetensors --layers 6 --epochs 2 --dropout 0 --seed $(SEED)
+	    --init-from data/teacher/model.onnx --layers 6 --epochs 2 --dropout 0 --seed $(SEED)
 	$(BIN)/train export --student $(DEMO)/student-$(SEED) --onnx
 	$(BIN)/precompute time data/teacher $(DEMO)/student-$(SEED) --batch 1,16 --length 89 --out $(DEMO)/student-$(SEED)/speed.json
 	$(BIN)/train report --student $(DEMO)/student-$(SEED)
@@ -42,6 +42,7 @@ test-transformers: announce build onnxruntime ## make the reference numbers anew
 	@$(MAKE) --no-print-directory $(TRANSFORMERS)/ready
 	$(TRANSFORMERS)/bin/python $(SCRIPTS)/make_golden.py --check
 	$(TRANSFORMERS)/bin/python $(SCRIPTS)/make_onnx_fixtures.py --check
+	$(TRANSFORMERS)/bin/python $(SCRIPTS)/make_teachers.py --check
 	$(MAKE) --no-print-directory $(TRANSFORMERS)/students
 	$(TRANSFORMERS)/bin/python tests/python/student_in_transformers.py $(TRANSFORMERS)/students/*
 	$(TRANSFORMERS)/bin/python tests/python/tensorboard_reads.py $(TRANSFORMERS)/students/*
@@ -54,7 +55,7 @@ announce:
 # Students of a few steps and their own answers, for transformers to compare with; made anew each time. One of every family that starts from
 # the teacher, and others that differ from it in width, depth and activation.
 STUDENTS := distilbert bert roberta albert narrow activation
-FROM_TEACHER := --init-from data/teacher/model.safetensors
+FROM_TEACHER := --init-from data/teacher/model.onnx
 distilbert := --family distilbert $(FROM_TEACHER)
 bert := --family bert $(FROM_TEACHER)
 roberta := --family roberta $(FROM_TEACHER)

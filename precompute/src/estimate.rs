@@ -1,6 +1,7 @@
 //! The dry run: what a run would cost, from the whole corpus and a sample of the teacher's answers.
 
 use crate::config::Config;
+use crate::config::by_task::DEFAULT_TOP_K;
 use crate::pipeline::ask::Asker;
 use crate::pipeline::produce::{ShardWork, batches, masking, question, read_pass};
 use crate::pipeline::{Stop, inputs, session, thread_pool};
@@ -45,8 +46,11 @@ pub struct Estimate {
 /// Those a run would meet, and [`Error::Interrupted`].
 pub fn estimate(config: &Config, scratch: &Path, stop: &Stop, progress: &mut Progress) -> Result<Estimate> {
     let largest_k = SIZES_OF_K.into_iter().max().unwrap_or(1) as u32;
-    let asked = Config { top_k: config.top_k.max(largest_k), ..config.clone() };
     let (inputs, prepared) = inputs::open(config)?;
+    let task = inputs.source.task.clone();
+    let wide = task.task.is_language_model().then(|| config.top_k.unwrap_or(DEFAULT_TOP_K).max(largest_k));
+    let asked = Config { top_k: wide, ..config.clone() };
+    let rule = config.position_rule(&task)?;
     let pool = thread_pool(config)?;
     let (teacher, wide_spec) = session(&asked, &inputs, prepared)?;
     let facts = inputs::SessionFacts::of(&teacher);
@@ -62,7 +66,7 @@ pub fn estimate(config: &Config, scratch: &Path, stop: &Stop, progress: &mut Pro
     let masking = masking(config, &inputs.source, &pool, stop)?;
 
     progress.note(&format!("asking the teacher about {} of {} sequences", sample.len(), counts.sequences));
-    let questions: Vec<_> = sample.into_iter().map(|sequence| question(&masking, config.positions, 0, sequence)).collect();
+    let questions: Vec<_> = sample.into_iter().map(|sequence| question(&masking, rule, 0, sequence)).collect();
     let pad_id = inputs.source.tokenizer.special().pad;
     let work = |questions: &[_]| ShardWork {
         index: 0,
@@ -72,7 +76,7 @@ pub fn estimate(config: &Config, scratch: &Path, stop: &Stop, progress: &mut Pro
         share: [0.0, 1.0],
     };
     let model = inputs.files.model.clone();
-    let mut asker = Asker { teacher, spec: &wide_spec, pool: &pool, model, teacher_time: Duration::ZERO };
+    let mut asker = Asker { teacher, spec: &wide_spec, task: &task, pool: &pool, model, teacher_time: Duration::ZERO };
     asker.ask(&work(&questions[..questions.len().min(WARM_UP_SEQUENCES)]), |_, _| {})?;
     let started = Instant::now();
     let answer = asker.ask(&work(&questions), |_, _| {})?;
@@ -151,6 +155,9 @@ impl<'a> Survey<'a> {
 
 /// The quantiles of -ln(a) for each k up to the vocabulary, the one asked for among them.
 fn lost_mass(records: &[Record], spec: &TargetSpec, asked_k: usize) -> Vec<(usize, MassSummary)> {
+    if !spec.task().is_language_model() {
+        return Vec::new();
+    }
     let mut sizes: Vec<usize> = SIZES_OF_K.into_iter().chain([asked_k]).filter(|k| *k <= spec.top_k()).collect();
     sizes.sort_unstable();
     sizes.dedup();
@@ -170,6 +177,9 @@ fn lost_mass(records: &[Record], spec: &TargetSpec, asked_k: usize) -> Vec<(usiz
 
 /// The record with its first `to` of `from` ids a position.
 fn cut(mut record: Record, from: usize, to: usize) -> Record {
+    if from == to {
+        return record;
+    }
     record.top_ids = record.top_ids.chunks_exact(from).flat_map(|ids| &ids[..to]).copied().collect();
     record.top_logits = record.top_logits.chunks_exact(from).flat_map(|logits| &logits[..to]).copied().collect();
     record

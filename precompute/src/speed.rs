@@ -20,7 +20,7 @@
 //! | `.times[]` | in the order of `--batch`: `batch`, then `median_ms`, `min_ms` and `max_ms` of a forward pass over the whole batch |
 
 use crate::cli::TimeArguments;
-use crate::teacher::locate::{CONFIG, TeacherFiles, locate_model};
+use crate::teacher::locate::{TeacherFiles, locate_config, locate_model};
 use crate::teacher::{HiddenLayers, Runtime, Teacher, TeacherBatch, prepare, runtime};
 use logitcache::atomic_file::{check_place, write_bytes_atomically};
 use logitcache::error::{Error, Result};
@@ -137,9 +137,8 @@ pub fn run(arguments: &TimeArguments, cores: usize) -> Result<Speed> {
 
 fn open(runtime: &Runtime, typed: &Path, model: PathBuf, threads: usize, length: usize) -> Result<Candidate> {
     let directory = model.parent().unwrap_or(Path::new("")).to_owned();
-    let config = Some(directory.join(CONFIG)).filter(|path| path.is_file());
-    // No text is read here, so no tokenizer is needed.
-    let files = TeacherFiles { model, config, tokenizer: PathBuf::new(), companions: Vec::new() };
+    // No text is read here, so no tokenizer is needed; nor is it said how states are pooled, which takes no time worth telling.
+    let files = TeacherFiles { config: locate_config(&model), model, modules: None, tokenizer: PathBuf::new(), companions: Vec::new() };
     let prepared = prepare(&files, &HiddenLayers::None, &BTreeMap::new())?;
     let sizes = prepared.model_files().map(|path| Ok(std::fs::metadata(path).map_err(Error::io("look at", path))?.len()));
     let onnx_bytes = sizes.sum::<Result<u64>>()?;

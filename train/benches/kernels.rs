@@ -106,11 +106,13 @@ impl Shape {
             max_logit: vec![10.0; asked],
             labels: (0..asked).map(|i| if i % 7 == 0 { stream.below(self.vocabulary) as i32 } else { -100 }).collect(),
             hidden: vec![(0..rows * self.width).map(|_| stream.normal() as f32).collect()],
+            ..Batch::default()
         }
     }
 
     fn objective(&self) -> StepObjective {
-        let normalisers = Normalisers { asked: self.asked_rows(), masked: self.asked_rows(), tokens: self.rows() };
+        let normalisers =
+            Normalisers { asked: self.asked_rows(), labelled: self.asked_rows(), tokens: self.rows(), sequences: self.sequences };
         StepObjective::new(&Objective::default(), (0, 1), TEMPERATURE, normalisers)
     }
 

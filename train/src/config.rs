@@ -20,6 +20,7 @@ use crate::student::{FirstWeights, InitWidths, TeacherTensors};
 use logitcache::cache::reader::Cache;
 use logitcache::error::{Error, Result};
 use logitcache::fingerprint::Fingerprint;
+use logitcache::target::Task;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -120,6 +121,7 @@ impl Config {
         let objective: Objective = taught.loss.parse()?;
         let cache = Cache::open(&data.cache)?;
         check_teacher_files(&cache)?;
+        check_task(&cache)?;
         let temperature = taught.temperature.unwrap_or_else(|| cache.spec().logits_temperature());
         let targets = Targets::new(cache.spec(), temperature, false, taught.top_k)?;
         let student = student_config(shape, &cache)?;
@@ -273,6 +275,15 @@ fn duration(optimisation: &OptimisationArguments) -> Result<Duration> {
         Duration::Steps(count) => at_least_one("--steps", count)?,
     }
     Ok(duration)
+}
+
+/// Students are masked language models.
+fn check_task(cache: &Cache) -> Result<()> {
+    let task = cache.spec().task();
+    if task == Task::MaskedLm {
+        return Ok(());
+    }
+    Err(Error::usage("--cache", format!("a cache for {}", Task::MaskedLm), task.to_string(), "give a cache of a masked language model"))
 }
 
 /// The student's shape comes from the teacher's configuration, and its directory gets the tokenizer: better missed now than after the training.

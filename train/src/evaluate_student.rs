@@ -47,7 +47,7 @@ pub fn run(arguments: &EvaluateArguments) -> Result<String> {
     }
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     let pool = pool.map_err(|error| Error::invalid("--threads", "threads that the system gives", error.to_string()))?;
-    let mut tally = FullTally::new(Subject::new(cache.spec(), &[]));
+    let mut tally = FullTally::new(Subject::new(cache.spec(), &student.config().class_names));
     pool.install(|| for_each_batch(&cache, Selection::All, &student, |batch, logits| tally.add(batch, logits)))?;
     let tokens = tokens(&cache)?;
     let Some(found) = tally.finish(&tokens) else {

@@ -80,7 +80,7 @@ pub fn evaluate_fully(config: &Config, student: &Student, progress: &Progress) -
     if tokens.is_empty() {
         progress.say(NO_TOKENS);
     }
-    let mut tally = FullTally::new(Subject::new(cache.spec(), &[]));
+    let mut tally = FullTally::new(Subject::new(cache.spec(), &student.config().class_names));
     for_each_batch(cache, selection, student, |batch, logits| tally.add(batch, logits))?;
     Ok(tally.finish(&tokens))
 }
@@ -91,7 +91,7 @@ pub fn evaluate_fully(config: &Config, student: &Student, progress: &Progress) -
 /// A shard that cannot be read, or a student whose logits are not finite.
 pub fn evaluate(config: &Config, student: &Student) -> Result<Option<Evaluation>> {
     let Some((cache, selection)) = held_out(config) else { return Ok(None) };
-    let mut tally = Tally::new(&Subject::new(cache.spec(), &[]));
+    let mut tally = Tally::new(&Subject::new(cache.spec(), &student.config().class_names));
     for_each_batch(cache, selection, student, |batch, logits| tally.add(batch, logits))?;
     Ok(tally.finish())
 }

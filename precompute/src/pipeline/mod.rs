@@ -18,6 +18,7 @@ pub mod stop;
 pub mod summary;
 
 use crate::config::Config;
+use crate::config::by_task::DEFAULT_TOP_K;
 use crate::progress::{Position, Progress};
 use crate::resume::{Claim, Decision, claim, is_begun};
 use crate::teacher::{Prepared, Teacher};
@@ -58,8 +59,9 @@ pub fn run(config: &Config, directory: &Path, stop: &Stop, progress: &mut Progre
     }
     let pool = thread_pool(config)?;
     let (teacher, spec) = session(config, &inputs, prepared)?;
-    if spec.top_k() < config.top_k as usize {
-        progress.note(&format!("--top-k {} is cut to the vocabulary's {}", config.top_k, spec.top_k()));
+    let asked_k = config.top_k.unwrap_or(DEFAULT_TOP_K);
+    if spec.task().is_language_model() && spec.top_k() < asked_k as usize {
+        progress.note(&format!("--top-k {asked_k} is cut to the vocabulary's {}", spec.top_k()));
     }
     let asked = inputs.manifest(config, spec, teacher.summary().clone(), &content)?;
     let claim = earlier.map_or_else(|| claim(directory), Ok)?;
@@ -107,6 +109,7 @@ fn complete_already(config: &Config, inputs: &Inputs, content: &ContentDigests, 
     let Some(stored) = claim.stored() else { return Ok(None) };
     let facts = SessionFacts {
         vocabulary_size: stored.spec.vocabulary_size(),
+        width: stored.spec.classes().max(stored.spec.embedding_size()),
         maximum_length: None,
         token_type_ids: stored.spec.token_type_ids(),
         hidden_size: stored.spec.hidden_size(),
@@ -149,11 +152,23 @@ fn publish_companions(directory: &Path, inputs: &Inputs) -> Result<()> {
     std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
     for file in &inputs.files.companions {
         let Some(name) = file.file_name() else { continue };
-        if !folder.join(name).exists() {
-            write_bytes_atomically(&folder.join(name), &std::fs::read(file).map_err(Error::io("read", file))?)?;
-        }
+        publish_file(file, &folder.join(name))?;
+    }
+    let modules = inputs.files.modules.as_deref().and_then(Path::parent);
+    for (name, directory) in inputs.module_files.iter().zip(modules.into_iter().cycle()) {
+        let copy = folder.join(name);
+        let parent = copy.parent().unwrap_or(&folder);
+        std::fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
+        publish_file(&directory.join(name), &copy)?;
     }
     Ok(())
+}
+
+fn publish_file(file: &Path, copy: &Path) -> Result<()> {
+    if copy.exists() {
+        return Ok(());
+    }
+    write_bytes_atomically(copy, &std::fs::read(file).map_err(Error::io("read", file))?)
 }
 
 /// How the questions ended.
@@ -182,7 +197,8 @@ impl Run<'_> {
         let earlier = if done.is_empty() { Timing::default() } else { earlier };
         let started = Instant::now();
         let model = self.inputs.files.model.clone();
-        let mut asker = Asker { teacher, spec: &spec, pool: self.pool, model, teacher_time: Duration::ZERO };
+        let task = &self.inputs.source.task;
+        let mut asker = Asker { teacher, spec: &spec, task, pool: self.pool, model, teacher_time: Duration::ZERO };
         let (ended, manifest) = std::thread::scope(|scope| {
             let (work_sender, work) = sync_channel(1);
             // Of capacity 0: a finished shard waits in this thread's hands, not in a third place.

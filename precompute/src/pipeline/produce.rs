@@ -88,7 +88,8 @@ pub fn masking(config: &Config, source: &Source, pool: &ThreadPool, stop: &Stop)
     masking.with_smoothing(&counts, exponent)
 }
 
-/// Gives every sequence of the corpus to `take`, in order, with the raw bytes read so far, until it returns false or the run is asked to stop.
+/// Gives every sequence of the corpus to `take`, in order, with the share of the pass read so far, until it returns false or the run is asked
+/// to stop.
 /// Returns the counts, and whether the corpus came to its end.
 ///
 /// # Errors
@@ -98,21 +99,21 @@ pub fn read_pass(
     source: &Source,
     pool: &ThreadPool,
     stop: &Stop,
-    mut take: impl FnMut(Sequence, u64) -> bool,
+    mut take: impl FnMut(Sequence, f64) -> bool,
 ) -> Result<(WindowCounts, bool)> {
     let frame = source.tokenizer.frame();
     let rules = WindowRules::new(config.max_length, config.min_tokens, frame)?;
     let mut windows = Windows::new(rules, frame, source.tokenizer.special());
     let mut documents = source.corpus.documents();
     loop {
-        let (chunk, bytes) = next_chunk(&mut documents)?;
+        let (chunk, shares) = next_chunk(&mut documents)?;
         if chunk.is_empty() {
             break;
         }
         let encoded = pool.install(|| source.tokenizer.encode_batch(&chunk))?;
-        for ((document, encoded), bytes) in chunk.iter().zip(&encoded).zip(bytes) {
+        for ((document, encoded), share) in chunk.iter().zip(&encoded).zip(shares) {
             for sequence in windows.cut(document.id, encoded) {
-                if stop.signal().is_some() || !take(sequence, bytes) {
+                if stop.signal().is_some() || !take(sequence, share) {
                     return Ok((windows.counts(), false));
                 }
             }
@@ -133,15 +134,15 @@ pub fn read_pass(
     Ok((counts, true))
 }
 
-/// The next documents, and for each the raw bytes read when it was there.
-fn next_chunk(documents: &mut Documents) -> Result<(Vec<Document>, Vec<u64>)> {
-    let (mut chunk, mut bytes) = (Vec::with_capacity(CHUNK_DOCUMENTS), Vec::with_capacity(CHUNK_DOCUMENTS));
+/// The next documents, and for each the share of the corpus read when it was there.
+fn next_chunk(documents: &mut Documents) -> Result<(Vec<Document>, Vec<f64>)> {
+    let (mut chunk, mut shares) = (Vec::with_capacity(CHUNK_DOCUMENTS), Vec::with_capacity(CHUNK_DOCUMENTS));
     while chunk.len() < CHUNK_DOCUMENTS {
         let Some(document) = documents.next() else { break };
         chunk.push(document?);
-        bytes.push(documents.bytes_read());
+        shares.push(documents.share());
     }
-    Ok((chunk, bytes))
+    Ok((chunk, shares))
 }
 
 struct Producer<'a> {
@@ -153,29 +154,30 @@ struct Producer<'a> {
 
 impl Producer<'_> {
     fn run(&self, done: &[ShardEntry], sender: &SyncSender<Result<Produced>>) -> Result<()> {
+        let rule = self.config.position_rule(&self.source.task)?;
         let masking = masking(self.config, self.source, self.pool, self.stop)?;
         let first_pass = done.last().map_or(0, |shard| shard.pass);
         // The passes before it are complete, so they need not be read again.
         let mut index = done.iter().take_while(|shard| shard.pass < first_pass).count() as u32;
         for pass in first_pass..self.config.passes {
             let mut group = Vec::with_capacity(self.config.shard_sequences);
-            let mut bytes_read = 0;
-            let mut share_before = self.share(pass, 0);
-            let mut send_group = |group: Vec<Sequence>, bytes: u64| {
-                let share = [share_before, self.share(pass, bytes)];
+            let mut share_read = 0.0;
+            let mut share_before = self.share(pass, 0.0);
+            let mut send_group = |group: Vec<Sequence>, read: f64| {
+                let share = [share_before, self.share(pass, read)];
                 share_before = share[1];
                 index += 1;
                 if index as usize <= done.len() {
                     return true;
                 }
-                sender.send(Ok(Produced::Shard(self.shard(index - 1, pass, group, share, &masking)))).is_ok()
+                sender.send(Ok(Produced::Shard(self.shard(index - 1, pass, group, share, (&masking, rule))))).is_ok()
             };
-            let (counts, ended) = read_pass(self.config, self.source, self.pool, self.stop, |sequence, bytes| {
+            let (counts, ended) = read_pass(self.config, self.source, self.pool, self.stop, |sequence, read| {
                 group.push(sequence);
-                bytes_read = bytes;
-                group.len() < self.config.shard_sequences || send_group(std::mem::take(&mut group), bytes)
+                share_read = read;
+                group.len() < self.config.shard_sequences || send_group(std::mem::take(&mut group), read)
             })?;
-            if !ended || (!group.is_empty() && !send_group(group, bytes_read)) {
+            if !ended || (!group.is_empty() && !send_group(group, share_read)) {
                 return Ok(());
             }
             if pass + 1 == self.config.passes {
@@ -185,13 +187,19 @@ impl Producer<'_> {
         Ok(())
     }
 
-    /// Share of the run that is done when so many bytes of the corpus are read in `pass`.
-    fn share(&self, pass: u16, bytes: u64) -> f64 {
-        (f64::from(pass) + bytes as f64 / self.source.corpus.bytes().max(1) as f64) / f64::from(self.config.passes)
+    /// Share of the run that is done when `read` of the corpus is, in `pass`.
+    fn share(&self, pass: u16, read: f64) -> f64 {
+        (f64::from(pass) + read) / f64::from(self.config.passes)
     }
 
-    fn shard(&self, index: u32, pass: u16, sequences: Vec<Sequence>, share: [f64; 2], masking: &Masking) -> ShardWork {
-        let rule = self.config.positions;
+    fn shard(
+        &self,
+        index: u32,
+        pass: u16,
+        sequences: Vec<Sequence>,
+        share: [f64; 2],
+        (masking, rule): (&Masking, PositionRule),
+    ) -> ShardWork {
         let questions: Vec<Question> =
             self.pool.install(|| sequences.into_par_iter().map(|sequence| question(masking, rule, pass, sequence)).collect());
         let batches = batches(&questions, self.config.batch_tokens, self.source.tokenizer.special().pad);

@@ -6,7 +6,7 @@ mod special_tokens;
 
 pub use special_tokens::SpecialTokens;
 
-use crate::corpus::Document;
+use crate::corpus::{Document, Text};
 use logitcache::error::{Error, Result};
 use rayon::prelude::*;
 use std::path::Path;
@@ -45,8 +45,8 @@ impl Frame {
 pub struct Encoded {
     /// `[length]`: token ids.
     pub ids: Vec<u32>,
-    /// `[length]`: number of the word (as the tokenizer splits text before its model sees it) that the token is a piece of, ascending,
-    /// or [`NO_WORD`].
+    /// `[length]`: number of the word that the token is a piece of, ascending, or [`NO_WORD`]: the document's own words where it has them,
+    /// else those into which the tokenizer splits text before its model sees it.
     pub words: Vec<u32>,
 }
 
@@ -107,9 +107,11 @@ impl DocumentTokenizer {
     }
 
     fn encode(&self, document: &Document) -> Result<Encoded> {
-        let action = || format!("tokenise line {} of", document.line);
-        let encoding =
-            self.tokenizer.encode(document.text.as_str(), false).map_err(|error| Error::library(action(), &document.file)(error))?;
+        let encoding = match &document.text {
+            Text::Whole(text) => self.tokenizer.encode(text.as_str(), false),
+            Text::Words(words) => self.tokenizer.encode(words.as_slice(), false),
+        };
+        let encoding = encoding.map_err(Error::library(format!("tokenise {} of", document.place), &document.file))?;
         let words = encoding.get_word_ids().iter().map(|word| word.unwrap_or(NO_WORD)).collect();
         Ok(Encoded { ids: encoding.get_ids().to_vec(), words })
     }

@@ -1,6 +1,7 @@
 //! The committed teacher's tokenizer, and small WordPiece and byte-level BPE ones made here.
 
 use super::*;
+use crate::corpus::{Gold, Place};
 use tokenizers::models::bpe::BPE;
 use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
@@ -11,8 +12,10 @@ use tokenizers::{AddedToken, PaddingParams, TruncationParams};
 
 fn documents(texts: &[&str]) -> Vec<Document> {
     let place: std::sync::Arc<Path> = Path::new("corpus.txt").into();
-    let document =
-        |(id, text): (usize, &&str)| Document { id: id as u64, file: place.clone(), line: id as u64 + 1, text: (*text).to_owned() };
+    let document = |(id, text): (usize, &&str)| {
+        let (id, text) = (id as u64, Text::Whole((*text).to_owned()));
+        Document { id, file: place.clone(), place: Place::Line(id + 1), text, pair: None, gold: Gold::Unknown }
+    };
     texts.iter().enumerate().map(document).collect()
 }
 

@@ -76,7 +76,11 @@ impl Model {
     /// message that holds nothing but the outputs adds them, and the file keeps every field that [`super::messages`] does not know.
     pub fn into_bytes_with_outputs<'n>(self, names: impl IntoIterator<Item = &'n str>) -> Vec<u8> {
         let is_output = |name: &&str| self.graph().outputs.iter().any(|output| output.name == *name);
-        let outputs = names.into_iter().filter(|name| !is_output(name)).map(|name| ValueInfoProto { name: name.to_owned() }).collect();
+        let outputs = names
+            .into_iter()
+            .filter(|name| !is_output(name))
+            .map(|name| ValueInfoProto { name: name.to_owned(), declared: None })
+            .collect();
         let addition = ModelProto { graph: Some(GraphProto { outputs, ..GraphProto::default() }), functions: Vec::new() };
         // The decoded message shares the bytes: without it they are ours alone, and grow in place.
         drop(self.message);
@@ -114,8 +118,8 @@ mod tests {
                 weight("i", 7, &[100], 0),
                 weight("c", 1, &[], 0),
             ],
-            inputs: vec![ValueInfoProto { name: "a".into() }],
-            outputs: vec![ValueInfoProto { name: "logits".into() }],
+            inputs: vec![ValueInfoProto { name: "a".into(), declared: None }],
+            outputs: vec![ValueInfoProto { name: "logits".into(), declared: None }],
         };
         let mut bytes = vec![0x32, 1, b'x'];
         bytes.extend(ModelProto { graph: Some(graph), functions: Vec::new() }.encode_to_vec());

@@ -116,7 +116,7 @@ fn open_student(folder: &str, dtype: DType) -> Student {
 
 fn normalisers(batch: &Batch) -> Normalisers {
     let masked = batch.labels.iter().filter(|label| **label >= 0).count();
-    Normalisers { asked: batch.asked.len(), masked, tokens: batch.input_ids.len() }
+    Normalisers { asked: batch.asked.len(), labelled: masked, tokens: batch.input_ids.len(), sequences: batch.sequence_ids.len() }
 }
 
 /// One forward and backward pass of the default objective: total, ce, mlm, cos.

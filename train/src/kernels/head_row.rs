@@ -68,7 +68,7 @@ impl<'a> RowTargets<'a> {
 }
 
 levelled! {
-    /// One row of logits, still without bias, becomes its gradient. `kept` is a buffer for the stored ids' logits. Gives the row's KL (without
+    /// One row of logits, still without the bias (empty where there is none), becomes its gradient. `kept` is a buffer for the stored ids' logits. Gives the row's KL (without
     /// T^2) and cross-entropy.
     pub(crate) fn differentiate_row<T>(
         logits: &mut [T], bias: &[T], targets: RowTargets<'_>, objective: &RowObjective, kept: &mut Vec<T>,
@@ -97,10 +97,17 @@ levelled! {
     }
 }
 
-/// Adds the bias and gives the largest logit.
+/// Adds the bias, if there is one, and gives the largest logit.
 #[inline(always)]
 fn add_bias<T: Element>(logits: &mut [T], bias: &[T]) -> T {
     let mut largest = [T::NEGATIVE_INFINITY; LANES];
+    if bias.is_empty() {
+        for logits in logits.chunks(LANES) {
+            for (logit, largest) in logits.iter().zip(&mut largest) {
+                *largest = if *logit > *largest { *logit } else { *largest };
+            }
+        }
+    }
     for (logits, bias) in logits.chunks_mut(LANES).zip(bias.chunks(LANES)) {
         for ((logit, bias), largest) in logits.iter_mut().zip(bias).zip(&mut largest) {
             *logit += *bias;

@@ -157,10 +157,12 @@ impl Weights {
 pub struct Normalisers {
     /// Asked rows: for every part of the logits but `mlm`.
     pub asked: usize,
-    /// Masked rows: for `mlm`.
-    pub masked: usize,
+    /// Gold answers: for `mlm`, the masked rows.
+    pub labelled: usize,
     /// All rows: for `cos` and `hidden-mse`.
     pub tokens: usize,
+    /// All sequences.
+    pub sequences: usize,
 }
 
 /// Everything a step's loss depends on beside the batch and the student.

@@ -7,6 +7,7 @@ use super::config_file::Keys;
 use super::family::Family;
 use crate::kernels::Activation;
 use logitcache::error::{Error, Result};
+use logitcache::target::{Pooling, Problem, Task};
 use std::path::Path;
 
 /// Added to a variance before its root is taken where nothing is said; DistilBERT has no setting for it.
@@ -15,9 +16,23 @@ pub const LAYER_NORM_EPSILON: f64 = 1e-12;
 /// The width of an ALBERT's embeddings where neither the teacher nor a flag says it (Lan et al. 2020).
 pub const ALBERT_EMBEDDING_SIZE: usize = 128;
 
-/// The settings of a masked language model.
+/// The settings of a student.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StudentConfig {
+    /// What it answers.
+    pub task: Task,
+    /// Length of a classifier's logits row; 0 for the other tasks.
+    pub classes: usize,
+    /// What a sequence classifier's logits mean; none for the other tasks.
+    pub problem: Option<Problem>,
+    /// By id, the names of a classifier's classes; empty for the other tasks.
+    pub class_names: Vec<String>,
+    /// How a sentence encoder's vector is made of its last hidden states; [`Pooling::Mean`] for the other tasks.
+    pub pooling: Pooling,
+    /// Whether a sentence encoder's vector is scaled to length 1; false for the other tasks.
+    pub normalized: bool,
+    /// Width of a sentence encoder's vector where a linear map follows the pooling; 0 where none does, and for the other tasks.
+    pub embedding_output: usize,
     /// Whose names and wiring it has.
     pub family: Family,
     /// Rows of the word embeddings, and the length of a logits row.
@@ -54,6 +69,13 @@ impl Default for StudentConfig {
     /// The published DistilBERT (base, uncased).
     fn default() -> Self {
         Self {
+            task: Task::MaskedLm,
+            classes: 0,
+            problem: None,
+            class_names: Vec::new(),
+            pooling: Pooling::Mean,
+            normalized: false,
+            embedding_output: 0,
             family: Family::DistilBert,
             vocab_size: 30_522,
             hidden_size: 768,
@@ -209,6 +231,9 @@ impl StudentConfig {
     /// What one family asks and another does not.
     fn check_family(&self) -> Result<()> {
         let family = self.family;
+        if self.task != Task::MaskedLm {
+            return Err(Error::invalid("task", format!("{} for the family {family}", Task::MaskedLm), self.task.to_string()));
+        }
         if family != Family::Albert && self.embedding_size != self.hidden_size {
             let expected = format!("hidden_size = {} for the family {family}", self.hidden_size);
             return Err(Error::invalid("embedding_size", expected, self.embedding_size.to_string()));
@@ -230,6 +255,16 @@ impl StudentConfig {
             return Err(Error::invalid("max_position_embeddings", expected, self.max_position_embeddings.to_string()));
         }
         Ok(())
+    }
+
+    /// Length of a row of its answers: of logits, or a sentence encoder's vector.
+    pub fn output_size(&self) -> usize {
+        match self.task {
+            Task::MaskedLm | Task::CausalLm => self.vocab_size,
+            Task::SequenceClassification | Task::TokenClassification => self.classes,
+            Task::SentenceEmbedding if self.embedding_output == 0 => self.hidden_size,
+            Task::SentenceEmbedding => self.embedding_output,
+        }
     }
 
     /// Width of one attention head.

@@ -110,6 +110,7 @@ impl<'a> Keys<'a> {
             attention_dropout: self.real(&["attention_dropout", "attention_probs_dropout_prob"], dropout)?,
             initializer_range: self.real(&["initializer_range"], 0.02)?,
             pad_token_id: self.token("pad_token_id", if family == Family::Roberta { 1 } else { 0 })?,
+            ..StudentConfig::default()
         })
     }
 

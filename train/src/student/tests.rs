@@ -91,12 +91,13 @@ fn part(batch: &Batch, sequences: std::ops::Range<usize>, dim: usize) -> Batch {
         max_logit: batch.max_logit[first..last].to_vec(),
         labels: batch.labels[first..last].to_vec(),
         hidden: vec![batch.hidden[0][start * dim..end * dim].to_vec()],
+        ..Batch::default()
     }
 }
 
 fn normalisers(batch: &Batch) -> Normalisers {
     let masked = batch.labels.iter().filter(|label| **label >= 0).count();
-    Normalisers { asked: batch.asked.len(), masked, tokens: batch.input_ids.len() }
+    Normalisers { asked: batch.asked.len(), labelled: masked, tokens: batch.input_ids.len(), sequences: batch.sequence_ids.len() }
 }
 
 fn gradients<T: Element>(student: &Student) -> Vec<Vec<f64>> {

@@ -3,10 +3,12 @@
 use super::*;
 use crate::cli::Arguments;
 use crate::corpus::{Corpus, CorpusOptions};
+use crate::task::TeacherTask;
 use crate::tokenize::DocumentTokenizer;
 use clap::Parser;
 use logitcache::cache::manifest::{FileEntry, MassSummary};
 use logitcache::fingerprint::Fingerprint;
+use logitcache::target::Task;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
 
@@ -25,7 +27,8 @@ fn source(directory: &Path) -> Source {
     let path = directory.join("reactions.txt");
     std::fs::write(&path, text.lines().take(30).collect::<Vec<_>>().join("\n")).expect("a writable directory");
     let corpus = Corpus::open(&[path], CorpusOptions::default()).expect("a corpus");
-    Source { corpus, tokenizer: DocumentTokenizer::open(&data().join("teacher/tokenizer.json")).expect("the demo's tokenizer") }
+    let tokenizer = DocumentTokenizer::open(&data().join("teacher/tokenizer.json")).expect("the demo's tokenizer");
+    Source { corpus, tokenizer, task: TeacherTask::of(Task::MaskedLm) }
 }
 
 fn produce_all(config: &Config, source: &Source, done: &[ShardEntry]) -> (Vec<ShardWork>, Option<WindowCounts>) {
