@@ -1,6 +1,7 @@
 //! Every parameter's name and shape, in the one order that the student, its file and the optimiser share.
 
 use super::config::StudentConfig;
+use super::decoder::add_decoder;
 use super::family::Family;
 use super::names::{LayerPart, Role};
 
@@ -19,11 +20,15 @@ pub struct ParameterSpec {
     pub bias: bool,
 }
 
-/// The parameters of the family's masked language model, the tied decoder weight once: embeddings, layers from the first to the last (an
+/// The parameters of the family's model, a tied decoder weight once; of a masked language model: embeddings, layers from the first to the last (an
 /// ALBERT's one layer once), head.
 pub fn layout(config: &StudentConfig) -> Vec<ParameterSpec> {
     let (hidden, embedding, between) = (config.hidden_size, config.embedding_size, config.intermediate_size);
     let mut specs = Specs { family: config.family, list: Vec::new() };
+    if let Some(decoder) = &config.decoder {
+        add_decoder(&mut specs, config, decoder);
+        return specs.list;
+    }
     specs.weight(Role::WordEmbeddings, &[config.vocab_size, embedding]);
     specs.weight(Role::PositionEmbeddings, &[config.max_position_embeddings, embedding]);
     if config.family.has_token_types() {
@@ -50,18 +55,19 @@ pub fn layout(config: &StudentConfig) -> Vec<ParameterSpec> {
     specs.list
 }
 
-struct Specs {
+/// Parameters in the making.
+pub(super) struct Specs {
     family: Family,
     list: Vec<ParameterSpec>,
 }
 
 impl Specs {
-    fn add(&mut self, role: Role, bias: bool, shape: &[usize]) {
+    pub(super) fn add(&mut self, role: Role, bias: bool, shape: &[usize]) {
         let name = format!("{}.{}", role.name(self.family), if bias { "bias" } else { "weight" });
         self.list.push(ParameterSpec { number: self.list.len(), name, shape: shape.to_owned(), role, bias });
     }
 
-    fn weight(&mut self, role: Role, shape: &[usize]) {
+    pub(super) fn weight(&mut self, role: Role, shape: &[usize]) {
         self.add(role, false, shape);
     }
 

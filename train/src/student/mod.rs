@@ -16,6 +16,7 @@ mod block;
 mod body;
 pub mod config;
 mod config_file;
+pub mod decoder;
 mod embeddings;
 pub mod family;
 mod heads;

@@ -1,5 +1,6 @@
 //! What a parameter is for, and what each family calls it.
 
+use super::decoder::DecoderRole;
 use super::family::Family;
 
 /// The place of a parameter in a student, whichever family it is of.
@@ -23,6 +24,8 @@ pub enum Role {
     HeadNorm,
     /// The decoder's bias, `[vocabulary]`.
     DecoderBias,
+    /// Of a causal language model.
+    Decoder(DecoderRole),
 }
 
 /// A part of a transformer layer.
@@ -64,8 +67,8 @@ impl LayerPart {
         };
         match family {
             Family::DistilBert => distilbert,
-            Family::Bert | Family::Roberta => bert,
             Family::Albert => albert,
+            _ => bert,
         }
     }
 }
@@ -77,9 +80,9 @@ impl Role {
         let of_head = |[distilbert, bert, roberta, albert]: [&str; 4]| {
             let name = match family {
                 Family::DistilBert => distilbert,
-                Family::Bert => bert,
                 Family::Roberta => roberta,
                 Family::Albert => albert,
+                _ => bert,
             };
             name.to_owned()
         };
@@ -95,6 +98,7 @@ impl Role {
                 of_head(["vocab_layer_norm", "cls.predictions.transform.LayerNorm", "lm_head.layer_norm", "predictions.LayerNorm"])
             }
             Self::DecoderBias => of_head(["vocab_projector", "cls.predictions", "lm_head", "predictions"]),
+            Self::Decoder(role) => role.name(family),
         }
     }
 }
@@ -103,7 +107,7 @@ impl Role {
 fn layer_prefix(family: Family, layer: usize) -> String {
     match family {
         Family::DistilBert => format!("distilbert.transformer.layer.{layer}"),
-        Family::Bert | Family::Roberta => format!("{family}.encoder.layer.{layer}"),
         Family::Albert => format!("albert.encoder.albert_layer_groups.{layer}.albert_layers.0"),
+        _ => format!("{family}.encoder.layer.{layer}"),
     }
 }
