@@ -421,9 +421,10 @@ fn initialisation(shape: &StudentArguments, student: &StudentConfig, cache: &Cac
         let (expected, remedy) = ("a model.safetensors or model.onnx, or a directory with one", "name the teacher's file, or leave it out");
         return Err(Error::usage("--init-from", expected, format!("{}: no such file", path.display()), remedy));
     }
-    let teacher = StudentConfig::read_teacher(&cache.directory().join(TEACHER_FOLDER).join("config.json"))?;
+    let config = cache.directory().join(TEACHER_FOLDER).join("config.json");
+    let (teacher, family) = (StudentConfig::read_teacher(&config)?, StudentConfig::family_in(&config)?);
     let widths = shape.init_widths.as_deref().map_or(Ok(InitWidths::default()), |name| parsed("--init-widths", name))?;
-    let mut first = FirstWeights { layers: shape.init_layers.clone(), widths, heads: Some(teacher.num_attention_heads), seed };
+    let mut first = FirstWeights { layers: shape.init_layers.clone(), widths, heads: Some(teacher.num_attention_heads), family, seed };
     first.layers = Some(TeacherTensors::open(&path, student, &first)?.layers().to_vec());
     Ok(Initialisation::Teacher { path, first })
 }

@@ -1,9 +1,10 @@
 //! What a student is taught with: the weighted total and its named parts.
 //!
 //! Each file of an objective holds it as a function of a row or of one outcome, without tensors; `kernels::head_loss` and `kernels::cosine`
-//! run them over batches. [`objective`] reads `--loss`, [`weight_schedule`] says what a part weighs at a step, [`tail`] what is made of the
+//! run them over batches. [`objective`] reads `--loss`, [`of_task`] says which parts a task has, [`weight_schedule`] says what a part weighs at a step, [`tail`] what is made of the
 //! probability that lies outside the stored ids, [`hidden_map`] which hidden states are compared.
 
+pub mod binary;
 pub mod cosine;
 pub mod cross_entropy;
 pub mod forward_kl;
@@ -12,6 +13,7 @@ pub mod hidden_map;
 pub mod jensen_shannon;
 pub mod logit_mse;
 pub mod objective;
+pub mod of_task;
 pub mod outcome;
 pub mod reverse_kl;
 pub mod tail;
@@ -46,6 +48,13 @@ pub enum Part {
     Cos,
     /// Mean squared difference of the hidden states, over all rows.
     HiddenMse,
+    /// The gold answers that the corpus gives, at temperature 1: cross-entropy of a class or the next token, binary cross-entropy of classes that
+    /// are each for themselves, squared error of numbers (means over the classes), over what has one.
+    Gold,
+    /// 1 - cos against the teacher's vectors, over the sequences.
+    EmbeddingCos,
+    /// Mean squared difference from the teacher's vectors, over the sequences.
+    EmbeddingMse,
 }
 
 /// Number of parts.
@@ -53,7 +62,19 @@ pub const PARTS: usize = Part::ALL.len();
 
 impl Part {
     /// Every part, in the order in which they are written.
-    pub const ALL: [Self; 8] = [Self::Ce, Self::ReverseKl, Self::Jsd, Self::Tvd, Self::LogitMse, Self::Mlm, Self::Cos, Self::HiddenMse];
+    pub const ALL: [Self; 11] = [
+        Self::Ce,
+        Self::ReverseKl,
+        Self::Jsd,
+        Self::Tvd,
+        Self::LogitMse,
+        Self::Mlm,
+        Self::Cos,
+        Self::HiddenMse,
+        Self::Gold,
+        Self::EmbeddingCos,
+        Self::EmbeddingMse,
+    ];
 
     /// The name in `--loss`.
     pub fn name(self) -> &'static str {
@@ -66,6 +87,9 @@ impl Part {
             Self::Mlm => "mlm",
             Self::Cos => "cos",
             Self::HiddenMse => "hidden-mse",
+            Self::Gold => "gold",
+            Self::EmbeddingCos => "embedding-cos",
+            Self::EmbeddingMse => "embedding-mse",
         }
     }
 
@@ -80,14 +104,17 @@ impl Part {
             Self::Mlm => "mlm_nats",
             Self::Cos => "cos_distance",
             Self::HiddenMse => "hidden_mse",
+            Self::Gold => "gold_nats",
+            Self::EmbeddingCos => "embedding_cos_distance",
+            Self::EmbeddingMse => "embedding_mse",
         }
     }
 
     /// The unit of the value: nats, or empty where there is none.
     pub fn unit(self) -> &'static str {
         match self {
-            Self::Ce | Self::ReverseKl | Self::Jsd | Self::Mlm => "nats",
-            Self::Tvd | Self::LogitMse | Self::Cos | Self::HiddenMse => "",
+            Self::Ce | Self::ReverseKl | Self::Jsd | Self::Mlm | Self::Gold => "nats",
+            Self::Tvd | Self::LogitMse | Self::Cos | Self::HiddenMse | Self::EmbeddingCos | Self::EmbeddingMse => "",
         }
     }
 
@@ -97,13 +124,18 @@ impl Part {
         match self {
             Self::Ce | Self::ReverseKl | Self::Jsd => temperature * temperature,
             Self::Tvd => temperature,
-            Self::LogitMse | Self::Mlm | Self::Cos | Self::HiddenMse => 1.0,
+            _ => 1.0,
         }
     }
 
     /// Whether it is computed from the student's logits of the asked rows.
     pub fn is_of_logits(self) -> bool {
-        !self.is_of_hidden()
+        !self.is_of_hidden() && !self.is_of_embeddings()
+    }
+
+    /// Whether it is computed from a sentence encoder's vectors.
+    pub fn is_of_embeddings(self) -> bool {
+        matches!(self, Self::EmbeddingCos | Self::EmbeddingMse)
     }
 
     /// Whether it is computed from the student's hidden states of all rows.
@@ -155,13 +187,13 @@ impl Weights {
 /// step does not depend on how it was cut. A count of 0 is only right where nothing is summed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Normalisers {
-    /// Asked rows: for every part of the logits but `mlm`.
+    /// Asked rows: for every part of the logits but `mlm` and `gold`.
     pub asked: usize,
-    /// Gold answers: for `mlm`, the masked rows.
+    /// Gold answers: the masked rows for `mlm`, all there are for `gold`.
     pub labelled: usize,
     /// All rows: for `cos` and `hidden-mse`.
     pub tokens: usize,
-    /// All sequences.
+    /// All sequences: for the parts of the vectors.
     pub sequences: usize,
 }
 
@@ -179,9 +211,13 @@ pub struct StepObjective {
 }
 
 impl StepObjective {
-    /// Of step `step` (0 is the first) of `steps`.
+    /// Of step `step` (0 is the first) of `steps`. A step without a gold answer has no `gold`.
     pub fn new(objective: &Objective, (step, steps): (u64, u64), temperature: f64, normalisers: Normalisers) -> Self {
-        Self { objective: *objective, weights: objective.weights_at(step, steps), temperature, normalisers }
+        let mut weights = objective.weights_at(step, steps);
+        if normalisers.labelled == 0 {
+            weights.0[Part::Gold as usize] = 0.0;
+        }
+        Self { objective: *objective, weights, temperature, normalisers }
     }
 }
 
@@ -306,7 +342,7 @@ mod tests {
     #[test]
     fn parts_of_micro_batches_add_up() {
         let weights = Weights::of(&[(Part::Ce, 5.0), (Part::Mlm, 2.0), (Part::Cos, 1.0)]);
-        let parts = |ce, mlm, cos| LossParts::new(&weights, [ce, 0.0, 0.0, 0.0, 0.0, mlm, cos, 0.0]);
+        let parts = |ce, mlm, cos| LossParts::new(&weights, [ce, 0.0, 0.0, 0.0, 0.0, mlm, cos, 0.0, 0.0, 0.0, 0.0]);
         let mut sum = parts(0.5, 0.25, 0.125);
         sum += parts(0.5, 0.75, 0.375);
         assert_eq!(sum, parts(1.0, 1.0, 0.5));

@@ -1,4 +1,4 @@
-//! The families of masked language models a student can be: whose names its weights carry and how its layers are wired.
+//! The families of encoders a student can be: whose names its weights carry and how its layers are wired.
 //!
 //! | family | token types | positions | dropout besides embeddings and attention | head | layers |
 //! | --- | --- | --- | --- | --- | --- |
@@ -9,6 +9,7 @@
 //!
 //! and of causal language models, which [`decoder`](super::decoder) describes: Llama and GPT-2.
 
+use logitcache::target::Task;
 use std::fmt;
 use std::str::FromStr;
 
@@ -57,16 +58,17 @@ impl Family {
         }
     }
 
-    /// The class that `transformers` builds.
-    pub fn architecture(self) -> &'static str {
-        match self {
-            Self::DistilBert => "DistilBertForMaskedLM",
-            Self::Bert => "BertForMaskedLM",
-            Self::Roberta => "RobertaForMaskedLM",
-            Self::Albert => "AlbertForMaskedLM",
-            Self::Llama => "LlamaForCausalLM",
-            Self::Gpt2 => "GPT2LMHeadModel",
-        }
+    /// The class that `transformers` builds for a task.
+    pub fn architecture(self, task: Task) -> String {
+        let family = match self {
+            Self::Llama => return "LlamaForCausalLM".to_owned(),
+            Self::Gpt2 => return "GPT2LMHeadModel".to_owned(),
+            Self::DistilBert => "DistilBert",
+            Self::Bert => "Bert",
+            Self::Roberta => "Roberta",
+            Self::Albert => "Albert",
+        };
+        format!("{family}{}", class_suffix(task))
     }
 
     /// Whether the embeddings add a token-type row to every token.
@@ -85,6 +87,17 @@ impl Family {
             (Self::Roberta, Some(pad)) => pad as usize + 1,
             _ => 0,
         }
+    }
+}
+
+/// What the name of a task's class in `transformers` ends with.
+pub fn class_suffix(task: Task) -> &'static str {
+    match task {
+        Task::MaskedLm => "ForMaskedLM",
+        Task::SequenceClassification => "ForSequenceClassification",
+        Task::TokenClassification => "ForTokenClassification",
+        Task::SentenceEmbedding => "Model",
+        Task::CausalLm => "ForCausalLM",
     }
 }
 

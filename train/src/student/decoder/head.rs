@@ -3,9 +3,10 @@
 use super::roles::DecoderRole;
 use super::settings::DecoderConfig;
 use crate::batcher::Batch;
-use crate::kernels::{HeadTargets, ParameterRef, Projection, gather_rows, head_loss_without_bias, project};
+use crate::kernels::{ParameterRef, Projection, gather_rows, head_loss_without_bias, project};
 use crate::loss::{LossParts, PARTS, Part, StepObjective};
 use crate::student::ParameterTable;
+use crate::student::heads::head_targets;
 use crate::student::names::Role;
 use candle_core::{Result, Tensor};
 
@@ -26,18 +27,19 @@ impl CausalLmHead {
         project(&gather_rows(hidden, asked)?, &Projection { weight: self.weight.clone(), bias: None, inputs_first: false })
     }
 
-    /// What the parts of the logits weigh in a micro-batch, and their values; see [`crate::student::Student::loss`].
-    pub(in crate::student) fn loss(&self, hidden: &Tensor, batch: &Batch, step: &StepObjective) -> Result<(Tensor, [f64; PARTS])> {
-        // What a backward pass can start from even where a part is turned off or the batch asks nothing.
-        let mut total = Tensor::zeros((), hidden.dtype(), hidden.device())?;
-        let mut parts = LossParts::default();
-        if step.weights.any(Part::is_of_logits) && !batch.asked.is_empty() {
-            let Batch { k, top_ids, log_probabilities, max_logit, labels, .. } = batch;
-            let targets = HeadTargets { k: *k, top_ids, log_probabilities, max_logit, labels };
-            let (weighted, of_logits) = head_loss_without_bias(&gather_rows(hidden, &batch.asked)?, &self.weight, &targets, step)?;
-            parts = of_logits;
-            total = (total + weighted)?;
+    /// What the parts of the logits weigh in a micro-batch on top of `total`, and their values; see [`crate::student::Student::loss`].
+    pub(in crate::student) fn loss(
+        &self,
+        hidden: &Tensor,
+        batch: &Batch,
+        step: &StepObjective,
+        total: Tensor,
+    ) -> Result<(Tensor, [f64; PARTS])> {
+        if !step.weights.any(Part::is_of_logits) || batch.asked.is_empty() {
+            return Ok((total, LossParts::default().values));
         }
-        Ok((total, parts.values))
+        let rows = gather_rows(hidden, &batch.asked)?;
+        let (weighted, parts) = head_loss_without_bias(&rows, &self.weight, &head_targets(batch), step)?;
+        Ok(((total + weighted)?, parts.values))
     }
 }
