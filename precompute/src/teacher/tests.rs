@@ -8,6 +8,8 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+mod families;
+
 #[derive(Deserialize)]
 struct Export {
     name: String,

@@ -117,6 +117,8 @@ pub struct Overrides {
     pub embedding_size: Option<usize>,
     /// Whether first weights are taken that an ALBERT's narrower embeddings could not take.
     pub wide_embedding: bool,
+    /// A Llama's heads of keys and values. `None`: the teacher's where they divide the heads, else as many as there are heads.
+    pub key_value_heads: Option<usize>,
     /// The activation.
     pub activation: Option<Activation>,
     /// Share of activations dropped.

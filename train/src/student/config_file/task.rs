@@ -84,7 +84,7 @@ impl Keys<'_> {
         })
     }
 
-    /// By id, the names of the classes: so many where `classes` says it, else all there are.
+    /// By id, the names of the classes: so many where `classes` says it, else all there are, which without a list are two.
     pub(in crate::student) fn class_names(&self, classes: Option<usize>) -> Result<Vec<String>> {
         let refuse = |found: String| {
             let expected = match classes {
@@ -94,7 +94,7 @@ impl Keys<'_> {
             Error::data(self.path, "id2label", expected, found, "give the config.json that belongs to the model")
         };
         let names = match (self.map.get("id2label"), classes) {
-            (None | Some(Value::Null), Some(classes)) => return Ok((0..classes).map(|id| format!("LABEL_{id}")).collect()),
+            (None | Some(Value::Null), classes) => return Ok((0..classes.unwrap_or(2)).map(|id| format!("LABEL_{id}")).collect()),
             (Some(Value::Object(names)), _) if !names.is_empty() && classes.is_none_or(|classes| names.len() == classes) => names,
             (found, _) => return Err(refuse(found.map_or("no such key".to_owned(), Value::to_string))),
         };

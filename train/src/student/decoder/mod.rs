@@ -96,4 +96,4 @@ impl Decoder {
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;

@@ -198,7 +198,10 @@ pub(in crate::student) fn from_teacher(teacher: StudentConfig, overrides: &Overr
     let other = family != teacher.family;
     let activation = if family == Family::Gpt2 { Activation::GeluNew } else { Activation::Silu };
     let decoder = DecoderConfig {
-        key_value_heads: if family == Family::Gpt2 || shared > heads || !heads.is_multiple_of(shared) { heads } else { shared },
+        key_value_heads: overrides.key_value_heads.unwrap_or(match family == Family::Gpt2 || !heads.is_multiple_of(shared) {
+            true => heads,
+            false => shared,
+        }),
         head_width: if same_heads { decoder.head_width } else { hidden_size / heads.max(1) },
         rotary: match family {
             Family::Gpt2 => None,

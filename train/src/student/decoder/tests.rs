@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// A small student of each family: a Llama whose heads are grouped and wider than the hidden states, with biases and a head of its own, and a GPT-2.
-pub(in crate::student) fn decoders() -> [StudentConfig; 2] {
+pub(crate) fn decoders() -> [StudentConfig; 2] {
     let shape = StudentConfig {
         task: Task::CausalLm,
         vocab_size: 13,
