@@ -199,6 +199,8 @@ impl StepSums {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::evaluate::Measures;
+    use crate::evaluate::masked_lm::MaskedLm;
     use crate::loss::Part;
 
     #[test]
@@ -216,7 +218,8 @@ mod tests {
     fn lines_read_back() {
         let directory = tempfile::tempdir().unwrap();
         let mut log = MetricsLog::create(directory.path()).unwrap();
-        let evaluation = Evaluation { masked_positions: 4, student_teacher_top1: 0.5, ..Evaluation::default() };
+        let measures = Measures::MaskedLm(MaskedLm { masked_positions: 4, student_teacher_top1: 0.5, ..MaskedLm::default() });
+        let evaluation = Evaluation { sequences: 3, measures };
         let evaluated = EvaluationMetrics { step: 0, epoch: 0.0, evaluation, evaluation_seconds: 0.25, elapsed_seconds: 0.5 };
         log.write(Line::Evaluation(evaluated)).unwrap();
         let parts = PartValues::of(&[(Part::Ce, 0.1), (Part::HiddenMse, 0.25)]);
@@ -224,7 +227,7 @@ mod tests {
         let text = std::fs::read_to_string(directory.path().join(METRICS_FILE)).unwrap();
         let read: Vec<Line> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(read, log.lines());
-        assert!(text.starts_with(r#"{"kind":"evaluation","step":0"#), "{text}");
+        assert!(text.starts_with(r#"{"kind":"evaluation","step":0,"epoch":0.0,"sequences":3,"masked_positions":4,"student_"#), "{text}");
         assert!(text.contains(r#""loss":1.25,"ce_nats":0.1,"hidden_mse":0.25,"learning_rate""#), "{text}");
     }
 

@@ -3,6 +3,7 @@
 
 mod decoders;
 mod families;
+mod heads;
 mod objectives;
 mod student;
 mod teacher;
