@@ -10,7 +10,7 @@ use std::path::Path;
 /// A teacher's file, ready to give each parameter its first values.
 pub enum FirstValues {
     /// Of an encoder.
-    Encoder(TeacherTensors),
+    Encoder(Box<TeacherTensors>),
     /// Of a causal language model.
     Decoder(DecoderTensors),
 }
@@ -23,7 +23,7 @@ impl FirstValues {
     pub fn open(path: &Path, student: &StudentConfig, first: &FirstWeights) -> Result<Self> {
         match student.family.is_decoder() {
             true => DecoderTensors::open(path, student, first).map(Self::Decoder),
-            false => TeacherTensors::open(path, student, first).map(Self::Encoder),
+            false => TeacherTensors::open(path, student, first).map(|tensors| Self::Encoder(Box::new(tensors))),
         }
     }
 
