@@ -34,6 +34,7 @@ pub use full::{FullEvaluation, FullTally};
 pub use gold_nats::GoldNats;
 pub use measures::{Measures, Subject};
 pub use rows::STUDENT_LOGITS;
+pub use sentence_vectors::STUDENT_VECTORS;
 
 use crate::batcher::Batch;
 use logitcache::cache::reader::Cache;
