@@ -69,7 +69,7 @@ $(TRANSFORMERS)/students:
 	rm -rf $@ $@-cache
 	$(BIN)/precompute --quiet --teacher data/teacher --corpus data/corpus/heldout.txt --out $@-cache
 	$(foreach student,$(STUDENTS),$(BIN)/train --quiet --cache $@-cache --out $@/$(student) --steps 8 $($(student)) && \
-	    $(CARGO) run --quiet --release --locked --package train --example student_logits -- \
+	    $(CARGO) run --quiet --release --locked --package train --example student_answers -- \
 	        $@/$(student) $@-cache 16 $@/$(student)/answers.safetensors &&) true
 
 bench: build ## measure the top-k, a training step, and the memory of training on the demo's two caches

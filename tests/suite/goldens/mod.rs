@@ -2,6 +2,7 @@
 //! ten steps of the optimiser. `data/golden/README.md` says how the references were made.
 
 mod families;
+mod heads;
 mod objectives;
 mod student;
 mod teacher;

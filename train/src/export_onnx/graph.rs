@@ -3,6 +3,8 @@
 //! Linear weights are stored transposed, as MatMul takes them, under a name that says so. The word embeddings are stored once and transposed in the
 //! graph for the decoder, which the runtime does once, when it opens the model.
 
+mod heads;
+
 use crate::kernels::Activation;
 use crate::student::{Family, LayerPart, Role, StudentConfig, layout};
 use logitcache::onnx::GraphBuilder;
@@ -26,7 +28,7 @@ pub(super) fn input_names(config: &StudentConfig) -> Vec<&'static str> {
     names
 }
 
-/// The whole masked language model.
+/// The whole student, with the outputs of its task: `logits`, or the last state and the vector of a sentence encoder.
 pub(super) fn build(config: &StudentConfig) -> GraphBuilder {
     let mut graph = GraphBuilder::new("main_graph");
     for name in input_names(config) {
@@ -39,8 +41,6 @@ pub(super) fn build(config: &StudentConfig) -> GraphBuilder {
         hidden = model.layer(layer.min(config.layers_with_parameters() - 1), &hidden, &bias);
     }
     model.head(&hidden);
-    let dimensions = vec![Dimension::open("batch_size"), Dimension::open("sequence_length"), Dimension::fixed(config.vocab_size)];
-    model.graph.output("logits", FLOAT32, dimensions);
     model.graph
 }
 
@@ -51,11 +51,13 @@ struct Model<'a> {
 
 impl Model<'_> {
     fn path(&self, role: Role) -> String {
-        module_path(&role.name(self.config.family))
+        let specs = layout(self.config);
+        let name = specs.iter().find(|spec| spec.role == role).map(|spec| spec.name.rsplit_once('.').map_or("", |(module, _)| module));
+        module_path(name.expect("the family's layout has the role"))
     }
 
     fn embeddings_path(&self) -> String {
-        format!("/{}/embeddings", self.config.family)
+        parent(&self.path(Role::WordEmbeddings))
     }
 
     /// The weight or bias of a role as it is stored in the student.
@@ -169,26 +171,19 @@ impl Model<'_> {
         self.linear(role(LayerPart::AttentionOutput), &mixed)
     }
 
-    fn head(&mut self, hidden: &str) {
-        let rows = self.linear(Role::HeadDense, hidden);
-        let path = parent(&self.path(Role::HeadNorm));
-        let active = self.activation(&format!("{path}/activation"), self.config.head_activation(), &rows);
-        let normalised = self.layer_norm(Role::HeadNorm, &active);
-        let path = format!("{}/decoder", self.path(Role::DecoderBias));
-        let (words, bias) = (self.parameter(Role::WordEmbeddings, false), self.parameter(Role::DecoderBias, true));
-        let words = self.graph.node(&path, "Transpose", &[&words], vec![Attribute::of_ints("perm", &[1, 0])]);
-        let product = self.graph.node(&path, "MatMul", &[&normalised, &words], vec![]);
-        self.graph.named_node(&path, "Add", &[&product, &bias], vec![], "logits");
+    fn linear(&mut self, role: Role, rows: &str) -> String {
+        let (path, product, bias) = self.product(role, rows);
+        self.graph.node(&path, "Add", &[&product, &bias], vec![])
     }
 
-    fn linear(&mut self, role: Role, rows: &str) -> String {
+    /// The module's path, the product with the weight and the bias that is still to be added.
+    fn product(&mut self, role: Role, rows: &str) -> (String, String, String) {
         let path = self.path(role);
         let specs = layout(self.config);
         let spec = specs.iter().find(|spec| spec.role == role && !spec.bias).expect("the family's layout has the role");
         let weight = self.graph.weight(&format!("{}{TRANSPOSED}", spec.name), &[spec.shape[1], spec.shape[0]]);
         let bias = self.parameter(role, true);
-        let product = self.graph.node(&path, "MatMul", &[rows, &weight], vec![]);
-        self.graph.node(&path, "Add", &[&product, &bias], vec![])
+        (path.clone(), self.graph.node(&path, "MatMul", &[rows, &weight], vec![]), bias)
     }
 
     fn layer_norm(&mut self, role: Role, rows: &str) -> String {
@@ -249,33 +244,4 @@ fn parent(path: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn modules_have_paths() {
-        assert_eq!(module_path("bert.encoder.layer.10.attention.self.query"), "/bert/encoder/layer.10/attention/self/query");
-        assert_eq!(parent("/bert/encoder/layer.10/output"), "/bert/encoder/layer.10");
-        assert_eq!(parent("/vocab_transform"), "");
-    }
-
-    #[test]
-    fn every_parameter_is_in_the_graph_once() {
-        for family in Family::ALL {
-            let config = StudentConfig {
-                family,
-                num_hidden_layers: 2,
-                type_vocab_size: usize::from(family.has_token_types()),
-                embedding_size: if family == Family::Albert { 128 } else { 768 },
-                ..StudentConfig::default()
-            };
-            let graph = build(&config);
-            let mut found: Vec<&str> = graph.weights().iter().map(|weight| parameter_of(&weight.name)).collect();
-            let specs = layout(&config);
-            let mut expected: Vec<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
-            found.sort_unstable();
-            expected.sort_unstable();
-            assert_eq!(found, expected, "{family}");
-        }
-    }
-}
+mod tests;

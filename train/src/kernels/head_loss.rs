@@ -1,4 +1,4 @@
-//! The tied decoder and the losses over the vocabulary, fused.
+//! The last linear map to the logits (a tied decoder, a classifier) and the losses over the vocabulary or the classes, fused.
 //!
 //! Logits exist for a chunk of rows at a time. Each row's losses and their gradient are computed in place, then the chunk's gradient goes
 //! through the decoder; nothing of `[rows, vocabulary]` is ever whole in memory.
@@ -26,7 +26,7 @@ pub struct HeadTargets<'a> {
     pub log_probabilities: &'a [f32],
     /// `[rows]`: the teacher's largest logit; empty where no part asks for it.
     pub max_logit: &'a [f32],
-    /// `[rows]`: the original id where the row was masked, else -100.
+    /// `[rows]`: the gold answer of the row (for `mlm` the original id where it was masked), else -100.
     pub labels: &'a [i32],
 }
 
@@ -68,16 +68,22 @@ fn decoded_loss(rows: &Tensor, decoder: Decoder<'_>, targets: &HeadTargets<'_>, 
     if !(temperature.is_finite() && temperature > 0.0) {
         return Err(failure("head_loss", format!("a temperature of {temperature}")));
     }
+    let of_labels = match (weights.has(Part::Mlm), weights.has(Part::Gold)) {
+        (true, true) => return Err(failure("head_loss", "mlm and gold are of the same labels")),
+        (_, true) => Part::Gold,
+        _ => Part::Mlm,
+    };
     let objective = RowObjective {
         inverse_temperature: 1.0 / temperature,
         ce: weights.get(Part::Ce) * temperature / normalisers.asked.max(1) as f64,
-        mlm: weights.get(Part::Mlm) / normalisers.labelled.max(1) as f64,
+        label_part: of_labels,
+        label: weights.get(of_labels) / normalisers.labelled.max(1) as f64,
         whole: targets.k == vocabulary,
         others: RowObjectives::new(step, vocabulary - targets.k),
     };
     for_dtype!("head_loss", rows.dtype(), T => {
         let (sums, gradients) = with_slice("head_loss", rows, |x: &[T]| run(x, width, decoder, targets, &objective, rows.track_op()))??;
-        let count = |part| if part == Part::Mlm { normalisers.labelled } else { normalisers.asked };
+        let count = |part| if part == of_labels { normalisers.labelled } else { normalisers.asked };
         let values = Part::ALL.map(|part| part.temperature_factor(temperature) * sums.get(part) / count(part).max(1) as f64);
         let parts = LossParts::new(&weights, values);
         Ok((precomputed("head_loss", rows, parts.total, gradients)?, parts))

@@ -18,8 +18,10 @@ pub(crate) struct RowObjective {
     pub(crate) inverse_temperature: f64,
     /// weight * T^2 / asked rows, times 1 / T from the chain rule.
     pub(crate) ce: f64,
-    /// weight / masked rows.
-    pub(crate) mlm: f64,
+    /// What the labels are for: `mlm` or `gold`...
+    pub(crate) label_part: Part,
+    /// ... and its weight / labelled rows.
+    pub(crate) label: f64,
     /// Whether k is the vocabulary.
     pub(crate) whole: bool,
     /// What else is taught; `ce` then stands among it.
@@ -75,13 +77,13 @@ levelled! {
     ) -> RowLosses {
         let largest = add_bias(logits, bias);
         logits.iter_mut().for_each(|logit| *logit -= largest);
-        let label = targets.label.filter(|_| objective.mlm > 0.0);
+        let label = targets.label.filter(|_| objective.label > 0.0);
         let mut losses = RowLosses::default();
         let mut of_label = T::zero(); // what exp(z) is multiplied by
         if let Some(label) = label {
             let sum = lane_sum(logits.len(), |i| logits[i].exp()).to_f64();
-            losses.set(Part::Mlm, cross_entropy(logits[label].to_f64(), sum));
-            of_label = T::from_f64(objective.mlm / sum);
+            losses.set(objective.label_part, cross_entropy(logits[label].to_f64(), sum));
+            of_label = T::from_f64(objective.label / sum);
         }
         if let Some(others) = &objective.others {
             others.teach_row(logits, largest.to_f64(), &targets, label.map(|_| of_label), kept, &mut losses);
@@ -91,7 +93,7 @@ levelled! {
             logits.iter_mut().for_each(|logit| *logit = of_label * logit.exp());
         }
         if let Some(label) = label {
-            logits[label] -= T::from_f64(objective.mlm);
+            logits[label] -= T::from_f64(objective.label);
         }
         losses
     }

@@ -23,6 +23,8 @@
 //! | `head_loss`, `head_row`, `head_objectives` | tied decoder and the losses over the vocabulary, in chunks: the default pair, any others |
 //! | `cosine` | 1 - cos against the teacher's hidden states |
 //! | `hidden_mse` | mean squared difference from the teacher's hidden states |
+//! | `pooling` | one vector for each sequence: mean, first or largest; length 1 |
+//! | `output_loss` | losses of classes that are each for themselves, and of real numbers |
 //! | `matrix`, `storage`, `precomputed` | strided GEMM; buffers; scalars that bring their gradient along |
 //!
 //! Rules that hold for all of them:
@@ -53,8 +55,10 @@ pub mod hidden_mse;
 pub mod layer_norm;
 pub mod linear;
 pub mod matrix;
+pub mod output_loss;
 pub mod packing;
 pub mod parameter;
+pub mod pooling;
 mod precomputed;
 pub mod projection;
 #[cfg(test)]
@@ -77,8 +81,10 @@ pub use head_loss::{HeadTargets, head_loss, head_loss_without_bias};
 pub use hidden_mse::hidden_mse_loss;
 pub use layer_norm::{add_layer_norm, layer_norm};
 pub use linear::{feed_forward, linear, linear_activated};
+pub use output_loss::{OutputTargets, output_loss};
 pub use packing::Packing;
 pub use parameter::{Affine, Parameter, ParameterRef};
+pub use pooling::{pool, unit_length};
 pub use projection::{Projection, project};
 pub use rms_norm::rms_norm;
 pub use rotary::Rotary;

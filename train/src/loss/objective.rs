@@ -110,7 +110,7 @@ impl Objective {
                     (format!("{} with tail {}", part.name(), tail.name()), tail.bias(part)?)
                 }
                 Part::LogitMse => (part.name().to_owned(), "it leaves the logits outside the stored ids as they are"),
-                Part::Mlm | Part::Cos | Part::HiddenMse => return None,
+                _ => return None,
             };
             Some(format!("{subject} is biased where ids are left out: {bias} (k = {k} of {vocabulary}; see train/OBJECTIVES.md)"))
         };

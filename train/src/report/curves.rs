@@ -76,6 +76,9 @@ fn look(part: Part) -> (&'static str, &'static Colour) {
         Part::Mlm => ("masked tokens", &GREEN),
         Part::Cos => ("cosine", &PURPLE),
         Part::HiddenMse => ("hidden states", &GREY),
+        Part::Gold => ("gold labels", &GREEN),
+        Part::EmbeddingCos => ("direction of vectors", &ORANGE),
+        Part::EmbeddingMse => ("vectors", &BROWN),
     }
 }
 

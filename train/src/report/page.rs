@@ -136,6 +136,9 @@ fn label(key: &str) -> String {
         Some(Part::Mlm) => "mlm: original tokens, nats",
         Some(Part::Cos) => "cos: 1 − cosine of hidden states",
         Some(Part::HiddenMse) => "hidden-mse: squared difference of hidden states",
+        Some(Part::Gold) => "gold: gold labels, nats (squared error of numbers)",
+        Some(Part::EmbeddingCos) => "embedding-cos: 1 − cosine of vectors",
+        Some(Part::EmbeddingMse) => "embedding-mse: squared difference of vectors",
         None => key,
     };
     meaning.to_owned()

@@ -1,5 +1,7 @@
 //! A model's `config.json`: read under either DistilBERT's key names or BERT's, and written for `transformers`.
 
+mod task;
+
 use super::config::{LAYER_NORM_EPSILON, StudentConfig};
 use super::family::Family;
 use crate::kernels::Activation;
@@ -8,10 +10,10 @@ use serde_json::{Map, Value, json};
 use std::path::Path;
 
 impl StudentConfig {
-    /// The text of a `config.json` that `transformers` reads as the family's masked language model. Keys in alphabetical order.
+    /// The text of a `config.json` that `transformers` reads as the family's model for the task. Keys in alphabetical order.
     pub fn to_json(&self) -> String {
         let mut value = json!({
-            "architectures": [self.family.architecture()],
+            "architectures": [self.family.architecture(self.task)],
             "dtype": "float32",
             "initializer_range": self.initializer_range,
             "max_position_embeddings": self.max_position_embeddings,
@@ -45,7 +47,7 @@ impl StudentConfig {
             }),
         };
         let alberts = json!({"embedding_size": self.embedding_size, "inner_group_num": 1, "num_hidden_groups": 1});
-        let more = [Some(own), (self.family == Family::Albert).then_some(alberts)];
+        let more = [Some(own), (self.family == Family::Albert).then_some(alberts), self.task_keys()];
         if let Value::Object(keys) = &mut value {
             keys.extend(more.into_iter().flatten().filter_map(|more| more.as_object().cloned()).flatten());
         }

@@ -1,4 +1,4 @@
-//! The families of masked language models a student can be: whose names its weights carry and how its layers are wired.
+//! The families of encoders a student can be: whose names its weights carry and how its layers are wired.
 //!
 //! | family | token types | positions | dropout besides embeddings and attention | head | layers |
 //! | --- | --- | --- | --- | --- | --- |
@@ -7,6 +7,7 @@
 //! | RoBERTa (Liu et al. 2019) | a table | from the padding id + 1 | attention output, feed-forward | always GELU | own |
 //! | ALBERT (Lan et al. 2020) | a table | from 0 | attention output | activation | one set for all |
 
+use logitcache::target::Task;
 use std::fmt;
 use std::str::FromStr;
 
@@ -46,14 +47,15 @@ impl Family {
         }
     }
 
-    /// The class that `transformers` builds.
-    pub fn architecture(self) -> &'static str {
-        match self {
-            Self::DistilBert => "DistilBertForMaskedLM",
-            Self::Bert => "BertForMaskedLM",
-            Self::Roberta => "RobertaForMaskedLM",
-            Self::Albert => "AlbertForMaskedLM",
-        }
+    /// The class that `transformers` builds for a task.
+    pub fn architecture(self, task: Task) -> String {
+        let family = match self {
+            Self::DistilBert => "DistilBert",
+            Self::Bert => "Bert",
+            Self::Roberta => "Roberta",
+            Self::Albert => "Albert",
+        };
+        format!("{family}{}", class_suffix(task))
     }
 
     /// Whether the embeddings add a token-type row to every token.
@@ -67,6 +69,17 @@ impl Family {
             (Self::Roberta, Some(pad)) => pad as usize + 1,
             _ => 0,
         }
+    }
+}
+
+/// What the name of a task's class in `transformers` ends with.
+pub fn class_suffix(task: Task) -> &'static str {
+    match task {
+        Task::MaskedLm => "ForMaskedLM",
+        Task::SequenceClassification => "ForSequenceClassification",
+        Task::TokenClassification => "ForTokenClassification",
+        Task::SentenceEmbedding => "Model",
+        Task::CausalLm => "ForCausalLM",
     }
 }
 

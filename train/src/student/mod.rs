@@ -12,6 +12,7 @@
 //! calls a parameter, [`layout()`] their order, [`config`] the settings.
 
 mod attention;
+mod bare_names;
 mod block;
 mod body;
 pub mod config;
@@ -26,6 +27,7 @@ pub mod names;
 mod onnx_names;
 pub mod onnx_tensors;
 pub mod random;
+pub mod sentence_files;
 mod teacher_shape;
 pub mod tensor_file;
 pub mod tensor_source;

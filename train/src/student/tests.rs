@@ -247,5 +247,6 @@ fn batches_that_cannot_be_run_are_errors() {
     assert!(short.contains("word_embeddings.weight: expected 104 values, found 1"), "{short}");
 }
 
+mod heads;
 mod hidden;
 mod reference;

@@ -1,7 +1,8 @@
 //! The masked-language-model head: what a hidden state says about its token, and what it costs.
 
+use super::head_targets;
 use crate::batcher::Batch;
-use crate::kernels::{Activation, Affine, HeadTargets, gather_rows, head_loss, layer_norm, linear, linear_activated};
+use crate::kernels::{Activation, Affine, gather_rows, head_loss, layer_norm, linear, linear_activated};
 use crate::loss::{LossParts, PARTS, Part, StepObjective};
 use crate::student::ParameterTable;
 use crate::student::config::StudentConfig;
@@ -34,19 +35,13 @@ impl MaskedLmHead {
         linear(&self.transformed(hidden, asked)?, &self.decoder)
     }
 
-    /// What the parts of the logits weigh in a micro-batch, and their values; see [`crate::student::Student::loss`]. `hidden` is `[tokens, hidden]`.
-    pub(super) fn loss(&self, hidden: &Tensor, batch: &Batch, step: &StepObjective) -> Result<(Tensor, [f64; PARTS])> {
-        // What a backward pass can start from even where a part is turned off or the batch asks nothing.
-        let mut total = Tensor::zeros((), hidden.dtype(), hidden.device())?;
-        let (weights, mut parts) = (&step.weights, LossParts::default());
-        if weights.any(Part::is_of_logits) && !batch.asked.is_empty() {
-            let Batch { k, top_ids, log_probabilities, max_logit, labels, .. } = batch;
-            let targets = HeadTargets { k: *k, top_ids, log_probabilities, max_logit, labels };
-            let rows = self.transformed(hidden, &batch.asked)?;
-            let (weighted, of_logits) = head_loss(&rows, &self.decoder, &targets, step)?;
-            parts = of_logits;
-            total = (total + weighted)?;
+    /// See [`super::Head::loss`].
+    pub(super) fn loss(&self, hidden: &Tensor, batch: &Batch, step: &StepObjective, total: Tensor) -> Result<(Tensor, [f64; PARTS])> {
+        if !step.weights.any(Part::is_of_logits) || batch.asked.is_empty() {
+            return Ok((total, LossParts::default().values));
         }
-        Ok((total, parts.values))
+        let rows = self.transformed(hidden, &batch.asked)?;
+        let (weighted, parts) = head_loss(&rows, &self.decoder, &head_targets(batch), step)?;
+        Ok(((total + weighted)?, parts.values))
     }
 }
