@@ -28,6 +28,8 @@ pub mod sentence_vectors;
 pub mod sequence_classes;
 mod teacher_logits;
 pub mod token_classes;
+#[cfg(test)]
+mod whole_runs;
 
 pub use figures::{Better, Figure};
 pub use full::{FullEvaluation, FullTally};
