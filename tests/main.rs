@@ -2,6 +2,8 @@
 
 #[path = "suite/config_file.rs"]
 mod config_file;
+#[path = "suite/corpora.rs"]
+mod corpora;
 #[path = "suite/fixtures.rs"]
 mod fixtures;
 #[path = "suite/goldens/mod.rs"]

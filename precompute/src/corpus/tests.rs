@@ -147,6 +147,8 @@ fn a_shuffled_corpus_is_the_same_documents_in_an_order_of_its_seed() {
     }
     #[cfg(unix)]
     assert_eq!(fs::read_dir(root.path().join(".scratch")).unwrap().count(), 0, "nothing stays on the disk");
+    let (_root, stopped) = corpus_with(&files, options(1));
+    assert!(!stopped.prepare(&|| true).unwrap() && stopped.prepare(&|| false).unwrap(), "a request to stop is heard");
     // Parts of the order that go together make the whole.
     let part = |skip, limit| ids(&corpus_with(&files, CorpusOptions { skip, limit, ..options(1) }).1);
     assert_eq!([part(0, Some(100)), part(100, Some(700)), part(800, None)].concat(), order);
