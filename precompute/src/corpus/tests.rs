@@ -176,3 +176,47 @@ fn malformed_records_are_skipped_up_to_a_number_and_counted() {
         }
     }
 }
+
+mod in_every_format {
+    use super::*;
+    use arrow_array::{ArrayRef, Int64Array, RecordBatch, StringArray};
+    use parquet::arrow::ArrowWriter;
+    use proptest::prelude::*;
+
+    fn parquet(rows: &[(String, Option<usize>)]) -> Vec<u8> {
+        let texts: ArrayRef = Arc::new(StringArray::from_iter_values(rows.iter().map(|(text, _)| text)));
+        let labels: ArrayRef = Arc::new(Int64Array::from_iter(rows.iter().map(|(_, label)| label.map(|label| label as i64))));
+        let batch = RecordBatch::try_from_iter_with_nullable([("label", labels, true), ("text", texts, true)]).unwrap();
+        let mut bytes = Vec::new();
+        let mut writer = ArrowWriter::try_new(&mut bytes, batch.schema(), None).unwrap();
+        writer.write(&batch).unwrap();
+        writer.close().unwrap();
+        bytes
+    }
+
+    proptest! {
+        #[test]
+        fn any_rows_are_the_same_documents(rows in prop::collection::vec(("[a-c\"',;\t\n\\\\\u{fc}\u{1f600} ]{0,12}", prop::option::of(0_usize..3)), 1..90)) {
+            let classes = ["no", "per\"haps", "yes, \u{fc}"].map(str::to_owned);
+            let name = |label: &Option<usize>| label.map(|label| classes[label].clone());
+            let json = |(text, label): &(String, Option<usize>)| format!("{}\n", serde_json::json!({ "text": text, "label": name(label) }));
+            let quoted = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
+            let csv = |(text, label): &(String, Option<usize>)| format!("{},{}\n", quoted(&name(label).unwrap_or_default()), quoted(text));
+            let files: [(&str, Vec<u8>); 3] = [
+                ("a.jsonl", rows.iter().map(json).collect::<String>().into_bytes()),
+                ("a.csv", ("label,text\n".to_owned() + &rows.iter().map(csv).collect::<String>()).into_bytes()),
+                ("a.parquet", parquet(&rows)),
+            ];
+            for (file, bytes) in files {
+                let fields = Fields { label: vec!["label".to_owned()], ..Fields::default() };
+                let options = CorpusOptions { fields, labels: LabelScheme::Class(classes.to_vec()), ..CorpusOptions::default() };
+                let (_root, corpus) = corpus_with(&[(file, &bytes)], options);
+                let found: Vec<(Text, Gold)> = corpus.documents().map(|document| document.map(|document| (document.text, document.gold)))
+                    .collect::<Result<_>>().unwrap();
+                let gold = |label: Option<usize>| label.map_or(Gold::Unknown, |label| Gold::Class(label as u32));
+                let expected: Vec<(Text, Gold)> = rows.iter().map(|(text, label)| (Text::Whole(text.clone()), gold(*label))).collect();
+                prop_assert_eq!(found, expected, "{}", file);
+            }
+        }
+    }
+}
