@@ -113,7 +113,7 @@ fn ids(corpus: &Corpus) -> Vec<u64> {
 #[test]
 fn documents_keep_their_numbers_whatever_is_skipped() {
     let content = numbered(40);
-    let files = [("a.txt", &content.as_bytes()[..]), ("b.txt", b"forty\nforty-one")];
+    let files = [("a.txt", content.as_bytes()), ("b.txt", b"forty\nforty-one")];
     let taken = |skip, limit| ids(&corpus_with(&files, CorpusOptions { skip, limit, ..CorpusOptions::default() }).1);
     assert_eq!(taken(0, Some(3)), [0, 1, 2]);
     assert_eq!(taken(39, Some(2)), [39, 40]);
@@ -126,7 +126,7 @@ fn documents_keep_their_numbers_whatever_is_skipped() {
 #[test]
 fn a_shuffled_corpus_is_the_same_documents_in_an_order_of_its_seed() {
     let content = numbered(1000);
-    let files = [("a.txt", &content.as_bytes()[..]), ("b.jsonl", b"{\"text\":\"last\"}")];
+    let files = [("a.txt", content.as_bytes()), ("b.jsonl", b"{\"text\":\"last\"}")];
     let options = |seed| CorpusOptions { shuffle_seed: Some(seed), ..CorpusOptions::default() };
     let (root, shuffled) = corpus_with(&files, options(1));
     let order = ids(&shuffled);

@@ -247,7 +247,7 @@ fn reading(options: &CorpusOptions, windows: &WindowOptions) -> impl Iterator<It
         ("limit", options.limit.map(|limit| json!(limit))),
         ("stride", (windows.stride > 0).then(|| json!(windows.stride))),
         ("long-documents", windows.truncate.map(|truncate| json!(if truncate { "truncate" } else { "cut" }))),
-        ("pack", windows.pack.then(|| json!(true))),
+        ("pack", windows.pack.then_some(json!(true))),
     ];
     settings.into_iter().filter_map(|(name, value)| Some((name, value?)))
 }
