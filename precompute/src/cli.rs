@@ -100,6 +100,18 @@ pub struct CorpusArguments {
     /// The field or column that holds the text, in every format but plain text. A column may also be given by its number from 1.
     #[arg(long, value_name = "NAME", default_value = "text")]
     pub text_field: String,
+    /// The field or column that holds the second text of a pair. A pair is one sequence in the tokenizer's template for pairs, or for sentence
+    /// embeddings two.
+    #[arg(long, value_name = "NAME")]
+    pub text_pair_field: Option<String>,
+    /// The field or column that holds the text as a list of words, instead of --text-field; in CoNLL files by its number (1 by default) or
+    /// `last`. Text in it is split at white space.
+    #[arg(long, value_name = "NAME")]
+    pub words_field: Option<String>,
+    /// The field or column that holds the right answer: a class by its name or id, one for each word, several of them, numbers, or the
+    /// likeness of a pair. Several columns, one for each number, have commas between. Without an answer: null, nothing, -1 or -100.
+    #[arg(long, value_name = "NAME[,NAME...]", value_delimiter = ',')]
+    pub label_field: Vec<String>,
     /// What stands between the fields of CSV and TSV files: one character, or `tab`. By default a comma in .csv and a tab in .tsv files.
     #[arg(long, value_name = "CHARACTER")]
     pub delimiter: Option<String>,
@@ -121,12 +133,25 @@ pub struct CorpusArguments {
     /// Documents taken, at most, after those skipped; by default all.
     #[arg(long, value_name = "COUNT")]
     pub limit: Option<u64>,
-    /// Tokens of the longest sequence, special tokens included; longer documents are cut into several sequences.
+    /// Tokens of the longest sequence, special tokens included.
     #[arg(long, value_name = "TOKENS", default_value_t = 128)]
     pub max_length: usize,
-    /// Tokens of the shortest sequence kept, special tokens included; shorter documents are dropped and counted.
-    #[arg(long, value_name = "TOKENS", default_value_t = 12)]
-    pub min_tokens: usize,
+    /// Tokens of the shortest sequence kept, special tokens included; shorter documents are dropped and counted. 12 by default for masked-lm,
+    /// for the other tasks whatever has a token to ask about.
+    #[arg(long, value_name = "TOKENS")]
+    pub min_tokens: Option<usize>,
+    /// What becomes of a document longer than --max-length: `cut` into several sequences, or `truncate` to its first. By default cut; for
+    /// answers about whole sequences, and for pairs, truncated.
+    #[arg(long, value_name = "WHAT")]
+    pub long_documents: Option<String>,
+    /// Tokens that each sequence of a document that is cut repeats of the one before it. Gold answers count where they come first; a causal
+    /// language model is asked about the repeated ones only once.
+    #[arg(long, value_name = "TOKENS", default_value_t = 0)]
+    pub stride: usize,
+    /// For causal-lm: put the documents one after the other and cut them to full length. Attention and positions cross from one to the next,
+    /// as in the pre-training of such models; no token is asked to foretell another document.
+    #[arg(long)]
+    pub pack: bool,
     /// Share of the non-special tokens that are masked: of them 80 % by the mask, 10 % by a random token, 10 % left. 0.15 by default; masks are
     /// for masked-lm alone.
     #[arg(long, value_name = "SHARE")]

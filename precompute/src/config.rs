@@ -8,6 +8,7 @@ mod corpus;
 use crate::cli::{Arguments, CorpusArguments, TargetArguments, TeacherArguments};
 use crate::corpus::CorpusOptions;
 use crate::teacher::{HiddenLayers, Purpose};
+use crate::window::WindowOptions;
 pub use by_task::TeacherFacts;
 use logitcache::error::{Error, Result};
 use logitcache::target::{Pooling, PositionRule, Precision, Task};
@@ -33,16 +34,14 @@ pub struct Config {
     pub provider: String,
     /// Threads of the teacher, and of the work around it.
     pub threads: usize,
-    /// Tokens of a batch, padding included; at least `max_length`.
+    /// Tokens of a batch, padding included; at least the longest sequence.
     pub batch_tokens: usize,
     /// Files and directories, in the order typed.
     pub corpus: Vec<PathBuf>,
     /// How they are read.
     pub reading: CorpusOptions,
-    /// Longest sequence in tokens, special ones included.
-    pub max_length: usize,
-    /// Shortest sequence kept in tokens, special ones included.
-    pub min_tokens: usize,
+    /// How documents are cut.
+    pub windows: WindowOptions,
     /// Share of non-special tokens masked, in (0, 1].
     pub mask_probability: f64,
     /// Exponent of DistilBERT's smoothing.
@@ -108,9 +107,8 @@ impl Config {
             threads: teacher.threads.unwrap_or(cores.max(1)),
             batch_tokens: teacher.batch_tokens,
             reading: corpus::reading(&corpus, out.as_deref().filter(|_| !output.dry_run))?,
+            windows: corpus::windows(&corpus)?,
             corpus: corpus.corpus,
-            max_length: corpus.max_length,
-            min_tokens: corpus.min_tokens,
             masking_flags,
             mask_probability: corpus.mask_probability.unwrap_or(DEFAULT_MASK_PROBABILITY),
             mask_smoothing: corpus.mask_smoothing,

@@ -3,7 +3,7 @@
 //! The order the data passes through:
 //!
 //! - [`cli`] -> [`config`]: what was typed, and what it means.
-//! - [`corpus`] -> [`tokenize`] -> [`window`] -> [`masking`] -> [`batch`]: from files to masked, padded batches.
+//! - [`corpus`] -> [`tokenize`] -> [`window`] -> [`masking`] or [`asked`] -> [`batch`]: from files to padded batches, masked or not.
 //! - [`teacher`] -> [`topk`], [`pooling`]: the ONNX session and what is kept of its answers.
 //! - [`pipeline`]: the one place that knows the order; [`resume`]: where a run goes on; [`progress`]: what it says meanwhile.
 //! - [`task`]: what the teacher answers, which every stage may read.
@@ -11,6 +11,7 @@
 //!
 //! A stage never calls a sibling: they meet in [`pipeline`] and [`estimate`]. Nothing here knows the student.
 
+pub mod asked;
 pub mod batch;
 pub mod cli;
 pub mod config;

@@ -6,6 +6,7 @@ use candle_core::DType;
 use e2e::{Program, corpus_head, data, onnxruntime};
 use logitcache::cache::reader::{Cache, Projection};
 use logitcache::onnx::write::LARGEST_MODEL_BYTES;
+use logitcache::target::Task;
 use precompute::teacher::{HiddenLayers, Teacher, TeacherBatch, locate, prepare, runtime};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,11 +14,14 @@ use train::batcher::Batch;
 use train::export;
 use train::export_onnx::write_onnx;
 use train::kernels::Activation;
+use train::student::decoder::{DecoderConfig, RotaryConfig, RotaryScaling};
 use train::student::{Family, ParameterSpec, Student, StudentConfig};
 
 pub(crate) fn config(family: Family, activation: Activation) -> StudentConfig {
     let pad_token_id = 1;
     StudentConfig {
+        task: if family.is_decoder() { Task::CausalLm } else { Task::MaskedLm },
+        decoder: family.is_decoder().then(|| decoder(family)),
         family,
         vocab_size: 37,
         hidden_size: 16,
@@ -31,6 +35,21 @@ pub(crate) fn config(family: Family, activation: Activation) -> StudentConfig {
         layer_norm_eps: if family == Family::DistilBert { 1e-12 } else { 1e-5 },
         pad_token_id: Some(pad_token_id),
         ..StudentConfig::default()
+    }
+}
+
+/// A Llama whose heads are grouped, or a GPT-2.
+fn decoder(family: Family) -> DecoderConfig {
+    let llama = family == Family::Llama;
+    DecoderConfig {
+        key_value_heads: if llama { 2 } else { 4 },
+        head_width: 4,
+        rotary: llama.then_some(RotaryConfig { theta: 50.0, scaling: RotaryScaling::Linear { factor: 2.0 } }),
+        tied: !llama,
+        attention_bias: false,
+        mlp_bias: llama,
+        bos_token_id: None,
+        eos_token_ids: vec![2],
     }
 }
 

@@ -6,6 +6,7 @@
 //! and biases, embeddings and LayerNorms keep their Hugging Face names, so that `precompute` finds the hidden states when the student is the next
 //! teacher. A model beyond protobuf's 2 GB has its weights in `model.onnx_data`.
 
+mod decoder_graph;
 mod destination;
 mod graph;
 

@@ -49,9 +49,8 @@ use logitcache::error::{Error, Result};
 use metrics::MetricsLog;
 use output::{Occupancy, RunRecord};
 use progress::Progress;
-use student::init::TeacherTensors;
 use student::random::at_random;
-use student::{HiddenObjective, ParameterSpec, Student};
+use student::{FirstValues, HiddenObjective, ParameterSpec, Student};
 use summary::{Quality, Summary};
 use trainer::{Outcome, StopSignal};
 
@@ -129,7 +128,7 @@ fn initial_student(config: &Config) -> Result<Student> {
             Ok(at_random(shape, config.seed, parameter))
         }),
         Initialisation::Teacher { path, first } => {
-            let mut teacher = TeacherTensors::open(path, shape, first)?;
+            let mut teacher = FirstValues::open(path, shape, first)?;
             Student::new(shape.clone(), candle_core::DType::F32, &mut |parameter: &ParameterSpec| teacher.values(parameter))
         }
     }

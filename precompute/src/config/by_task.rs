@@ -103,9 +103,14 @@ impl Config {
             let expected = format!("at most {} ids, {of_what}", facts.vocabulary_size);
             return Err(Error::data(&facts.tokenizer, "vocabulary", expected, format!("{} ids", facts.tokenizer_size), remedy));
         }
-        if let Some(maximum) = facts.maximum_length.filter(|maximum| self.max_length > *maximum) {
+        if let Some(maximum) = facts.maximum_length.filter(|maximum| self.windows.max_length > *maximum) {
             let expected = format!("at most {maximum}, the positions of the teacher's config.json");
-            return Err(Error::usage("--max-length", expected, self.max_length.to_string(), format!("type --max-length {maximum}")));
+            return Err(Error::usage(
+                "--max-length",
+                expected,
+                self.windows.max_length.to_string(),
+                format!("type --max-length {maximum}"),
+            ));
         }
         let (vocabulary_size, width) = (facts.vocabulary_size as u32, facts.width as u32);
         let classifies = matches!(task.task, Task::SequenceClassification | Task::TokenClassification);

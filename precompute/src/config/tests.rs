@@ -26,7 +26,7 @@ fn defaults_mean_what_the_help_says() {
     let config = check("").expect("the defaults run");
     assert_eq!((&config.temperatures, config.top_k, config.positions, config.purpose), (&None, None, None, Purpose::default()));
     assert_eq!(config.threads, 3);
-    assert_eq!((config.max_length, config.min_tokens), (128, 12));
+    assert_eq!((config.windows.max_length, config.windows.min_tokens), (128, None));
     assert_eq!((config.mask_probability, config.precision), (0.15, Precision::Float16));
     assert_eq!(config.hidden_layers, HiddenLayers::ByTask);
     assert_eq!((config.passes, config.seed, config.shard_sequences, config.batch_tokens), (1, 0, 512, 4096));

@@ -1,6 +1,7 @@
 //! The middle of a run: each batch to the teacher, and its answers to targets while they are warm.
 
-use super::produce::{Question, ShardWork};
+use super::produce::ShardWork;
+use super::question::Question;
 use crate::batch::BatchPlan;
 use crate::pooling::{normalize, pool};
 use crate::task::TeacherTask;
@@ -66,6 +67,7 @@ impl Asker<'_> {
             pass,
             input_ids: masked.input_ids.clone(),
             labels: masked.labels.clone(),
+            label_values: sequence.label_values.clone(),
             token_type_ids: if self.spec.token_type_ids() { sequence.token_type_ids.clone() } else { Vec::new() },
             positions: positions.clone(),
             ..Record::default()

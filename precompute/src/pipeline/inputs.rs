@@ -1,10 +1,12 @@
 //! Everything a run reads, opened and fingerprinted before any work, and the settings that follow from it.
 
+use super::produce;
 use crate::config::{Config, TeacherFacts};
 use crate::corpus::{Corpus, CorpusOptions, Dialect};
 use crate::task::TeacherTask;
 use crate::teacher::{Prepared, Runtime, Teacher, TeacherFiles, locate, prepare_for, runtime};
 use crate::tokenize::DocumentTokenizer;
+use crate::window::{DEFAULT_MIN_TOKENS, WindowOptions};
 use logitcache::cache::manifest::{FORMAT_VERSION, Fingerprints, Manifest, TeacherSummary};
 use logitcache::error::{Error, Result};
 use logitcache::fingerprint::Fingerprint;
@@ -44,17 +46,25 @@ pub struct Inputs {
 pub fn open(config: &Config) -> Result<(Inputs, Prepared)> {
     let corpus = Corpus::open(&config.corpus, config.reading.clone())?;
     let files = locate(&config.teacher, config.tokenizer.as_deref())?;
-    let tokenizer = DocumentTokenizer::open(&files.tokenizer)?;
+    let prepared = prepare_for(config.purpose, &files, &config.hidden_layers, &config.hidden_tensors)?;
+    config.check_task(prepared.task())?;
+    let task = prepared.task().clone();
+    let tokenizer = DocumentTokenizer::open(&files.tokenizer, task.task)?;
     if config.whole_word && !tokenizer.splits_words() {
         let found = format!("{}, which has no pre_tokenizer: a document would be one word", files.tokenizer.display());
         return Err(Error::usage("--whole-word", "a tokenizer that splits text into words", found, "leave --whole-word out"));
     }
-    let prepared = prepare_for(config.purpose, &files, &config.hidden_layers, &config.hidden_tensors)?;
-    config.check_task(prepared.task())?;
+    if config.reading.fields.words.is_some() && !tokenizer.knows_single_words() {
+        let found = format!("{}, which takes a word without a space before it for the rest of another", files.tokenizer.display());
+        let remedy = "set add_prefix_space in its pre_tokenizer, as a tagger of words was trained with, or read texts with --text-field";
+        return Err(Error::usage("--words-field", "a tokenizer that knows single words", found, remedy));
+    }
     prepared.require_pooling()?;
+    let corpus = corpus.with_labels(config.label_scheme(&task)?);
     let runtime = runtime::load(config.onnxruntime.as_deref())?;
     let hidden_tensors = prepared.hidden_tensors().clone();
-    let source = Source { corpus, tokenizer, task: prepared.task().clone() };
+    let source = Source { corpus, tokenizer, task };
+    produce::windows(config, &source)?;
     let module_files = prepared.module_files().to_vec();
     Ok((Inputs { files, runtime, source, hidden_tensors, module_files }, prepared))
 }
@@ -119,14 +129,16 @@ impl Inputs {
     fn settings(&self, config: &Config, spec: &TargetSpec) -> BTreeMap<String, Value> {
         let (special, vocabulary) = (self.source.tokenizer.special(), self.source.tokenizer.vocabulary());
         let token = |id: u32| vocabulary.get(id as usize).map_or("none", String::as_str);
-        let special = json!({ "mask": token(special.mask), "pad": token(special.pad), "unknown": special.unknown.map_or("none", token) });
+        let special = [("mask", special.mask), ("pad", special.pad), ("unknown", special.unknown)];
+        let special: BTreeMap<&str, &str> = special.into_iter().map(|(name, id)| (name, id.map_or("none", token))).collect();
         let hidden: BTreeMap<String, &String> = self.hidden_tensors.iter().map(|(layer, name)| (layer.to_string(), name)).collect();
+        let usual_minimum = if self.source.task.task == Task::MaskedLm { DEFAULT_MIN_TOKENS } else { 0 };
         let pairs = [
             ("top-k", json!(spec.top_k())),
             ("temperature", numbers(spec.temperatures())),
             ("hidden-layers", json!(hidden)),
-            ("max-length", json!(config.max_length)),
-            ("min-tokens", json!(config.min_tokens)),
+            ("max-length", json!(config.windows.max_length)),
+            ("min-tokens", json!(config.windows.min_tokens.unwrap_or(usual_minimum))),
             ("document", json!(config.reading.document.to_string())),
             ("text-field", json!(config.reading.fields.text)),
             ("mask-probability", json!(config.mask_probability)),
@@ -140,11 +152,11 @@ impl Inputs {
             ("batch-tokens", json!(config.batch_tokens)),
             ("provider", json!(config.provider)),
             ("onnxruntime", json!(self.runtime.version)),
-            ("special-tokens", special),
+            ("special-tokens", json!(special)),
         ];
         let task = &self.source.task;
         let mut settings: BTreeMap<String, Value> =
-            pairs.into_iter().chain(reading(&config.reading)).map(|(name, value)| (name.to_owned(), value)).collect();
+            pairs.into_iter().chain(reading(&config.reading, &config.windows)).map(|(name, value)| (name.to_owned(), value)).collect();
         if task.task == Task::MaskedLm {
             return settings;
         }
@@ -219,10 +231,13 @@ impl ContentDigests {
 
 /// The settings of the corpus that are not at their defaults. Those of files that were not read may be among them, since it takes the files
 /// to know.
-fn reading(options: &CorpusOptions) -> impl Iterator<Item = (&'static str, Value)> {
+fn reading(options: &CorpusOptions, windows: &WindowOptions) -> impl Iterator<Item = (&'static str, Value)> {
     let usual = CorpusOptions::default();
     let dialect = |part: fn(&Dialect) -> Value| (part(&options.dialect) != part(&usual.dialect)).then(|| part(&options.dialect));
     let settings = [
+        ("text-pair-field", options.fields.pair.as_ref().map(|name| json!(name))),
+        ("words-field", options.fields.words.as_ref().map(|name| json!(name))),
+        ("label-field", (!options.fields.label.is_empty()).then(|| json!(options.fields.label))),
         ("format", options.format.map(|format| json!(format.name()))),
         ("delimiter", options.dialect.delimiter.map(|delimiter| json!(delimiter))),
         ("quote", dialect(|dialect| dialect.quote.map_or(json!("none"), |quote| json!(quote)))),
@@ -231,6 +246,9 @@ fn reading(options: &CorpusOptions) -> impl Iterator<Item = (&'static str, Value
         ("shuffle-seed", options.shuffle_seed.map(|seed| json!(seed))),
         ("skip", (options.skip > 0).then(|| json!(options.skip))),
         ("limit", options.limit.map(|limit| json!(limit))),
+        ("stride", (windows.stride > 0).then(|| json!(windows.stride))),
+        ("long-documents", windows.truncate.map(|truncate| json!(if truncate { "truncate" } else { "cut" }))),
+        ("pack", windows.pack.then(|| json!(true))),
     ];
     settings.into_iter().filter_map(|(name, value)| Some((name, value?)))
 }

@@ -14,6 +14,7 @@ pub mod ask;
 pub mod inputs;
 pub mod produce;
 pub mod publish;
+pub mod question;
 pub mod stop;
 pub mod summary;
 
@@ -22,7 +23,6 @@ use crate::config::by_task::DEFAULT_TOP_K;
 use crate::progress::{Position, Progress};
 use crate::resume::{Claim, Decision, claim, is_begun};
 use crate::teacher::{Prepared, Teacher};
-use crate::window::WindowCounts;
 use ask::Asker;
 use inputs::{ContentDigests, Inputs, SessionFacts};
 use logitcache::atomic_file::write_bytes_atomically;
@@ -30,7 +30,7 @@ use logitcache::cache::manifest::{CorpusCounts, Manifest};
 use logitcache::cache::writer::write_vocabulary;
 use logitcache::error::{Error, Result};
 use logitcache::target::TargetSpec;
-use produce::Produced;
+use produce::{PassCounts, Produced};
 use publish::{Publication, Timing};
 use rayon::ThreadPool;
 use std::path::Path;
@@ -174,7 +174,7 @@ fn publish_file(file: &Path, copy: &Path) -> Result<()> {
 /// How the questions ended.
 enum Ended {
     /// With the corpus.
-    Corpus(WindowCounts),
+    Corpus(PassCounts),
     /// At a signal, after a whole shard.
     Stopped(i32),
     /// Because no one publishes any more; the publisher has the error.
@@ -292,16 +292,22 @@ impl Run<'_> {
     }
 }
 
-fn corpus_counts(counts: &WindowCounts, manifest: &Manifest) -> CorpusCounts {
+fn corpus_counts(counts: &PassCounts, manifest: &Manifest) -> CorpusCounts {
     let sum = |part: fn(&logitcache::cache::manifest::ShardEntry) -> u64| manifest.shards.iter().map(part).sum();
+    let PassCounts { windows, malformed } = counts;
     CorpusCounts {
-        documents: counts.documents,
-        dropped_short: counts.dropped_short,
-        dropped_unknown: counts.dropped_unknown,
-        sequences: counts.sequences,
+        documents: windows.documents,
+        malformed: *malformed,
+        dropped_short: windows.dropped_short,
+        dropped_unknown: windows.dropped_unknown,
+        truncated: windows.truncated,
+        sequences: windows.sequences,
         tokens: sum(|shard| shard.tokens),
         padded_tokens: sum(|shard| shard.padded_tokens),
         positions: sum(|shard| shard.positions),
         masked: sum(|shard| shard.masked),
     }
 }
+
+#[cfg(test)]
+mod tests;

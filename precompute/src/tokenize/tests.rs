@@ -23,7 +23,7 @@ fn open(tokenizer: &Tokenizer) -> Result<DocumentTokenizer> {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("tokenizer.json");
     tokenizer.save(&path, false).unwrap();
-    DocumentTokenizer::open(&path)
+    DocumentTokenizer::open(&path, Task::MaskedLm)
 }
 
 fn specials(names: &[&str]) -> Vec<AddedToken> {
@@ -46,20 +46,23 @@ const WORD_PIECES: [&str; 9] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "d
 #[test]
 fn the_reaction_tokenizer_gives_known_tokens_and_frame() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/teacher/tokenizer.json");
-    let tokenizer = DocumentTokenizer::open(&path).unwrap();
+    let tokenizer = DocumentTokenizer::open(&path, Task::MaskedLm).unwrap();
     let token = |id: &u32| tokenizer.vocabulary()[*id as usize].as_str();
     assert_eq!(tokenizer.vocabulary().len(), 591);
     assert_eq!(tokenizer.frame().prefix.iter().map(token).collect::<Vec<_>>(), ["[CLS]"]);
     assert_eq!(tokenizer.frame().suffix.iter().map(token).collect::<Vec<_>>(), ["[SEP]"]);
     assert_eq!((tokenizer.frame().segment, tokenizer.frame().tokens()), (0, 2));
     let special = tokenizer.special();
-    assert_eq!([special.mask, special.pad, special.unknown.unwrap()].each_ref().map(token), ["[MASK]", "[PAD]", "[UNK]"]);
+    assert_eq!([special.mask, special.pad, special.unknown].map(Option::unwrap).each_ref().map(token), ["[MASK]", "[PAD]", "[UNK]"]);
     assert!(special.all.iter().map(token).all(|text| text.starts_with('[')));
     let encoded = tokenizer.encode_batch(&documents(&["N[C@@H](CS)C(=O)O>>CCl", "", "[Xx]C"])).unwrap();
-    assert_eq!(encoded[0].ids.iter().map(token).collect::<Vec<_>>(), "N [C@@H] ( C S ) C ( = O ) O >> C Cl".split(' ').collect::<Vec<_>>());
-    assert_eq!(encoded[0].words, (0..15).collect::<Vec<u32>>());
-    assert_eq!(encoded[1], Encoded::default());
-    assert_eq!(encoded[2].ids[0], special.unknown.unwrap());
+    assert_eq!(
+        encoded[0].text.ids.iter().map(token).collect::<Vec<_>>(),
+        "N [C@@H] ( C S ) C ( = O ) O >> C Cl".split(' ').collect::<Vec<_>>()
+    );
+    assert_eq!(encoded[0].text.words, (0..15).collect::<Vec<u32>>());
+    assert_eq!(encoded[1], EncodedDocument::default());
+    assert_eq!(encoded[2].text.ids[0], special.unknown.unwrap());
 }
 
 #[test]
@@ -68,8 +71,8 @@ fn a_word_piece_tokenizer_tells_words_and_frame() {
     assert_eq!((tokenizer.frame().prefix.clone(), tokenizer.frame().suffix.clone()), (vec![2], vec![3]));
     assert_eq!(tokenizer.special().all, [0, 1, 2, 3, 4]);
     let encoded = tokenizer.encode_batch(&documents(&["a distillation a", "zebra [MASK] a"])).unwrap();
-    assert_eq!(encoded[0], Encoded { ids: vec![8, 5, 6, 7, 8], words: vec![0, 1, 1, 1, 2] });
-    assert_eq!(encoded[1].ids, [1, 4, 8]);
+    assert_eq!(encoded[0].text, Encoded { ids: vec![8, 5, 6, 7, 8], words: vec![0, 1, 1, 1, 2] });
+    assert_eq!(encoded[1].text.ids, [1, 4, 8]);
     assert!(tokenizer.splits_words());
 }
 
@@ -88,10 +91,10 @@ fn a_byte_level_tokenizer_tells_words_and_frame() {
     let tokenizer = open(&tokenizer).unwrap();
     let id = |text: &str| tokenizer.vocabulary().iter().position(|token| token == text).unwrap() as u32;
     assert_eq!((tokenizer.frame().prefix.clone(), tokenizer.frame().suffix.clone()), (vec![0], vec![2]));
-    assert_eq!(tokenizer.special().mask, 262);
+    assert_eq!(tokenizer.special().mask, Some(262));
     let encoded = tokenizer.encode_batch(&documents(&["he her", "\u{fc}"])).unwrap();
-    assert_eq!(encoded[0], Encoded { ids: vec![id("he"), id("\u{120}he"), id("r")], words: vec![0, 1, 1] });
-    assert_eq!(encoded[1].ids.len(), 2, "two bytes, never unknown");
+    assert_eq!(encoded[0].text, Encoded { ids: vec![id("he"), id("\u{120}he"), id("r")], words: vec![0, 1, 1] });
+    assert_eq!(encoded[1].text.ids.len(), 2, "two bytes, never unknown");
 }
 
 #[test]
@@ -101,7 +104,8 @@ fn truncation_and_padding_of_the_file_are_off() {
     tokenizer.with_truncation(Some(TruncationParams { max_length: 4, ..TruncationParams::default() })).unwrap();
     let tokenizer = open(&tokenizer).unwrap();
     let long = "a ".repeat(50);
-    let lengths: Vec<usize> = tokenizer.encode_batch(&documents(&[&long, "a"])).unwrap().iter().map(|encoded| encoded.ids.len()).collect();
+    let lengths: Vec<usize> =
+        tokenizer.encode_batch(&documents(&[&long, "a"])).unwrap().iter().map(|encoded| encoded.text.ids.len()).collect();
     assert_eq!(lengths, [50, 1]);
 }
 
@@ -111,7 +115,7 @@ fn a_batch_keeps_its_order() {
     let texts: Vec<String> = (0..500).map(|n| "a ".repeat(n % 37)).collect();
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     let encoded = tokenizer.encode_batch(&documents(&texts)).unwrap();
-    assert!(encoded.iter().enumerate().all(|(n, encoded)| encoded.ids.len() == n % 37));
+    assert!(encoded.iter().enumerate().all(|(n, encoded)| encoded.text.ids.len() == n % 37));
 }
 
 #[test]
@@ -130,7 +134,7 @@ fn a_tokenizer_without_mask_or_unreadable_is_refused_by_name() {
     assert!(message.contains("mask_token") && message.contains("[MASK], <mask>") && message.contains("tokenizer.json"), "{message}");
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("tokenizer.json");
-    assert!(DocumentTokenizer::open(&path).err().unwrap().to_string().contains("cannot read"));
+    assert!(DocumentTokenizer::open(&path, Task::MaskedLm).err().unwrap().to_string().contains("cannot read"));
     std::fs::write(&path, "{}").unwrap();
-    assert!(DocumentTokenizer::open(&path).err().unwrap().to_string().contains("tokenizer.json"));
+    assert!(DocumentTokenizer::open(&path, Task::MaskedLm).err().unwrap().to_string().contains("tokenizer.json"));
 }

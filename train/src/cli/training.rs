@@ -62,10 +62,11 @@ pub struct DataArguments {
 #[serde(rename_all = "kebab-case")]
 #[command(next_help_heading = "Student")]
 pub struct StudentArguments {
-    /// Whose names and wiring the student has: distilbert, bert, roberta or albert [default: distilbert]
+    /// Whose names and wiring the student has: distilbert, bert, roberta or albert; for next tokens llama or gpt2 [default: distilbert; the
+    /// teacher's for next tokens]
     #[arg(long, value_name = "NAME")]
     pub family: Option<String>,
-    /// Encoder layers
+    /// Transformer layers
     #[arg(long, value_name = "N", default_value_t = 6)]
     pub layers: usize,
     /// Width of the hidden states [default: the teacher's]
@@ -74,6 +75,9 @@ pub struct StudentArguments {
     /// Attention heads [default: the teacher's]
     #[arg(long, value_name = "N")]
     pub heads: Option<usize>,
+    /// Heads of keys and values, for --family llama: a divisor of --heads [default: the teacher's]
+    #[arg(long, value_name = "N")]
+    pub key_value_heads: Option<usize>,
     /// Width inside the feed-forward blocks [default: the teacher's]
     #[arg(long, value_name = "N")]
     pub feed_forward: Option<usize>,
@@ -97,9 +101,9 @@ pub struct StudentArguments {
     /// How a sentence encoder's token states become one vector: mean, cls or max [default: the teacher's]
     #[arg(long, value_name = "NAME")]
     pub pooling: Option<String>,
-    /// Probability of dropping an activation
-    #[arg(long, value_name = "P", default_value_t = 0.1)]
-    pub dropout: f64,
+    /// Probability of dropping an activation [default: 0.1; 0 for next tokens]
+    #[arg(long, value_name = "P")]
+    pub dropout: Option<f64>,
 }
 
 /// A layer's number, spaces around it or not.

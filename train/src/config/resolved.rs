@@ -46,6 +46,9 @@ impl Config {
         shape.pooling = (self.student.task == Task::SentenceEmbedding).then(|| pooling_name(self.student.pooling).to_owned());
         shape.hidden_size = Some(self.student.hidden_size);
         shape.heads = Some(self.student.num_attention_heads);
+        shape.key_value_heads = self.student.decoder.as_ref().map(|decoder| decoder.key_value_heads);
+        // A Llama has no other dropout than its attention's, and everyone else one for both.
+        shape.dropout = Some(self.student.attention_dropout);
         shape.feed_forward = Some(self.student.intermediate_size);
         shape.embedding_size = (self.student.family == Family::Albert).then_some(self.student.embedding_size);
         shape.activation = Some(self.student.activation.to_string());

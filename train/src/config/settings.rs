@@ -53,7 +53,11 @@ impl Config {
         set("hidden-size", &student.hidden_size);
         set("heads", &student.num_attention_heads);
         set("feed-forward", &student.intermediate_size);
-        set("dropout", &student.dropout);
+        if let Some(decoder) = &student.decoder {
+            set("key-value-heads", &decoder.key_value_heads);
+        }
+        // A Llama has no other than its attention's, and everyone else one for both.
+        set("dropout", &student.attention_dropout);
         match &self.initialisation {
             Initialisation::Random => set("init-from", &"random"),
             Initialisation::Teacher { path, first } => {

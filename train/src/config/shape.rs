@@ -5,7 +5,7 @@ use crate::cli::StudentArguments;
 use crate::student::config::{Overrides, StudentConfig};
 use crate::student::family::Family;
 use crate::student::tensor_source::weights_file;
-use crate::student::{FirstWeights, InitWidths, TeacherTensors};
+use crate::student::{FirstValues, FirstWeights, InitWidths};
 use logitcache::cache::reader::Cache;
 use logitcache::error::{Error, Result};
 
@@ -14,16 +14,9 @@ use logitcache::error::{Error, Result};
 /// # Errors
 /// A flag whose value cannot be, or a teacher's configuration that does not fit the cache.
 pub(super) fn student_config(shape: &StudentArguments, cache: &Cache) -> Result<StudentConfig> {
-    if !(0.0..1.0).contains(&shape.dropout) {
-        return Err(Error::usage(
-            "--dropout",
-            "a probability of at least 0 and below 1",
-            shape.dropout.to_string(),
-            "use 0.1, or 0 for none",
-        ));
-    }
+    let dropout = task::dropout(shape, cache)?;
     let overrides = Overrides {
-        family: task::family(shape)?,
+        family: task::family(shape, cache)?,
         num_hidden_layers: Some(shape.layers),
         hidden_size: shape.hidden_size,
         num_attention_heads: shape.heads,
@@ -31,8 +24,9 @@ pub(super) fn student_config(shape: &StudentArguments, cache: &Cache) -> Result<
         embedding_size: shape.embedding_size,
         wide_embedding: first_weights_are_wide(shape, cache)?,
         activation: shape.activation.as_deref().map(|name| parsed("--activation", name)).transpose()?,
-        dropout: Some(shape.dropout),
-        attention_dropout: Some(shape.dropout),
+        key_value_heads: shape.key_value_heads,
+        dropout: Some(dropout),
+        attention_dropout: Some(dropout),
     };
     let path = cache.directory().join(TEACHER_FOLDER).join("config.json");
     let config = StudentConfig::from_teacher(&path, &overrides).map_err(name_the_flag)?;
@@ -71,6 +65,7 @@ fn name_the_flag(error: Error) -> Error {
         "num_hidden_layers" => "--layers",
         "hidden_size" => "--hidden-size",
         "num_attention_heads" => "--heads",
+        "num_key_value_heads" => "--key-value-heads",
         "intermediate_size" => "--feed-forward",
         "embedding_size" => "--embedding-size",
         _ => return Error::Invalid { field, expected, found },
@@ -93,6 +88,6 @@ pub(super) fn initialisation(shape: &StudentArguments, student: &StudentConfig, 
     let (teacher, family) = (StudentConfig::read_teacher(&config)?, StudentConfig::family_in(&config)?);
     let widths = shape.init_widths.as_deref().map_or(Ok(InitWidths::default()), |name| parsed("--init-widths", name))?;
     let mut first = FirstWeights { layers: shape.init_layers.clone(), widths, heads: Some(teacher.num_attention_heads), family, seed };
-    first.layers = Some(TeacherTensors::open(&path, student, &first)?.layers().to_vec());
+    first.layers = Some(FirstValues::open(&path, student, &first)?.layers().to_vec());
     Ok(Initialisation::Teacher { path, first })
 }

@@ -29,12 +29,32 @@ pub(super) fn objective(typed: Option<Objective>, cache: &Cache) -> Result<Objec
     Ok(objective)
 }
 
-/// The family that was typed, or DistilBERT.
+/// The family that was typed, or DistilBERT; for next tokens the teacher's, or Llama where that is none of ours.
 ///
 /// # Errors
 /// [`Error::Usage`] for a name of no family.
-pub(super) fn family(shape: &StudentArguments) -> Result<Family> {
-    shape.family.as_deref().map_or(Ok(Family::default()), |name| parsed("--family", name))
+pub(super) fn family(shape: &StudentArguments, cache: &Cache) -> Result<Family> {
+    if let Some(name) = &shape.family {
+        return parsed("--family", name);
+    }
+    if cache.spec().task() != Task::CausalLm {
+        return Ok(Family::default());
+    }
+    let teachers = StudentConfig::family_in(&cache.directory().join(TEACHER_FOLDER).join("config.json"))?;
+    Ok(teachers.filter(|family| family.is_decoder()).unwrap_or(Family::Llama))
+}
+
+/// The probability of dropping an activation: the one typed, or 0.1, and none for next tokens, of which there are many more.
+///
+/// # Errors
+/// [`Error::Usage`] outside of 0 to 1.
+pub(super) fn dropout(shape: &StudentArguments, cache: &Cache) -> Result<f64> {
+    let dropout = shape.dropout.unwrap_or(if cache.spec().task() == Task::CausalLm { 0.0 } else { 0.1 });
+    if (0.0..1.0).contains(&dropout) {
+        return Ok(dropout);
+    }
+    let expected = "a probability of at least 0 and below 1";
+    Err(Error::usage("--dropout", expected, dropout.to_string(), "use 0.1, or 0 for none"))
 }
 
 /// `student` with the head of the cache's task: as many classes with the teacher's names for them, the teacher's pooling or the one typed, a map to

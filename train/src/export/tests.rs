@@ -151,7 +151,7 @@ fn with_head(family: Family, task: Task) -> StudentConfig {
 
 #[test]
 fn a_student_of_every_task_loads_as_it_was() {
-    for family in Family::ALL {
+    for family in Family::ENCODERS {
         for task in [Task::SequenceClassification, Task::TokenClassification, Task::SentenceEmbedding] {
             let (teacher, out) = (teacher_files(), tempfile::tempdir().unwrap());
             for foreign in ["modules.json", "sentence_bert_config.json"] {

@@ -5,6 +5,7 @@
 
 mod heads;
 
+use super::decoder_graph;
 use crate::kernels::Activation;
 use crate::student::{Family, LayerPart, Role, StudentConfig, layout};
 use logitcache::onnx::GraphBuilder;
@@ -12,7 +13,7 @@ use logitcache::onnx::builder::{FLOAT32, INT64};
 use logitcache::onnx::written::{Attribute, Dimension};
 
 /// What a transposed weight's name ends with.
-const TRANSPOSED: &str = "_transposed";
+pub(super) const TRANSPOSED: &str = "_transposed";
 
 /// The student's parameter that a weight of the graph holds.
 pub(super) fn parameter_of(weight: &str) -> &str {
@@ -21,6 +22,9 @@ pub(super) fn parameter_of(weight: &str) -> &str {
 
 /// The graph's inputs, in order. As in optimum's exports, BERT and ALBERT take token types; a RoBERTa has one, which is built in.
 pub(super) fn input_names(config: &StudentConfig) -> Vec<&'static str> {
+    if config.decoder.is_some() {
+        return decoder_graph::INPUTS.to_vec();
+    }
     let mut names = vec!["input_ids", "attention_mask"];
     if matches!(config.family, Family::Bert | Family::Albert) {
         names.push("token_type_ids");
@@ -30,6 +34,9 @@ pub(super) fn input_names(config: &StudentConfig) -> Vec<&'static str> {
 
 /// The whole student, with the outputs of its task: `logits`, or the last state and the vector of a sentence encoder.
 pub(super) fn build(config: &StudentConfig) -> GraphBuilder {
+    if let Some(decoder) = &config.decoder {
+        return decoder_graph::build(config, decoder);
+    }
     let mut graph = GraphBuilder::new("main_graph");
     for name in input_names(config) {
         graph.input(name, INT64, vec![Dimension::open("batch_size"), Dimension::open("sequence_length")]);
@@ -193,30 +200,34 @@ impl Model<'_> {
     }
 
     fn activation(&mut self, path: &str, activation: Activation, x: &str) -> String {
-        let graph = &mut self.graph;
-        match activation {
-            Activation::Relu => graph.node(path, "Relu", &[x], vec![]),
-            Activation::Silu => {
-                let gate = graph.node(path, "Sigmoid", &[x], vec![]);
-                graph.node(path, "Mul", &[x, &gate], vec![])
-            }
-            Activation::Gelu => {
-                let root = graph.scalar("/constants/root_2", std::f32::consts::SQRT_2);
-                let scaled = graph.node(path, "Div", &[x, &root], vec![]);
-                let error = graph.node(path, "Erf", &[&scaled], vec![]);
-                half_of_one_more(graph, path, x, &error)
-            }
-            Activation::GeluNew => {
-                let cubic = graph.scalar("/constants/cubic", 0.044_715);
-                let root = graph.scalar("/constants/root_2_over_pi", (2.0 / std::f64::consts::PI).sqrt() as f32);
-                let square = graph.node(path, "Mul", &[x, x], vec![]);
-                let cube = graph.node(path, "Mul", &[&square, x], vec![]);
-                let cube = graph.node(path, "Mul", &[&cube, &cubic], vec![]);
-                let sum = graph.node(path, "Add", &[x, &cube], vec![]);
-                let scaled = graph.node(path, "Mul", &[&sum, &root], vec![]);
-                let tanh = graph.node(path, "Tanh", &[&scaled], vec![]);
-                half_of_one_more(graph, path, x, &tanh)
-            }
+        activated(&mut self.graph, path, activation, x)
+    }
+}
+
+/// The activation of every number of `x`, by nodes of the module `path`.
+pub(super) fn activated(graph: &mut GraphBuilder, path: &str, activation: Activation, x: &str) -> String {
+    match activation {
+        Activation::Relu => graph.node(path, "Relu", &[x], vec![]),
+        Activation::Silu => {
+            let gate = graph.node(path, "Sigmoid", &[x], vec![]);
+            graph.node(path, "Mul", &[x, &gate], vec![])
+        }
+        Activation::Gelu => {
+            let root = graph.scalar("/constants/root_2", std::f32::consts::SQRT_2);
+            let scaled = graph.node(path, "Div", &[x, &root], vec![]);
+            let error = graph.node(path, "Erf", &[&scaled], vec![]);
+            half_of_one_more(graph, path, x, &error)
+        }
+        Activation::GeluNew => {
+            let cubic = graph.scalar("/constants/cubic", 0.044_715);
+            let root = graph.scalar("/constants/root_2_over_pi", (2.0 / std::f64::consts::PI).sqrt() as f32);
+            let square = graph.node(path, "Mul", &[x, x], vec![]);
+            let cube = graph.node(path, "Mul", &[&square, x], vec![]);
+            let cube = graph.node(path, "Mul", &[&cube, &cubic], vec![]);
+            let sum = graph.node(path, "Add", &[x, &cube], vec![]);
+            let scaled = graph.node(path, "Mul", &[&sum, &root], vec![]);
+            let tanh = graph.node(path, "Tanh", &[&scaled], vec![]);
+            half_of_one_more(graph, path, x, &tanh)
         }
     }
 }
@@ -230,7 +241,7 @@ fn half_of_one_more(graph: &mut GraphBuilder, path: &str, x: &str, y: &str) -> S
 }
 
 /// `/bert/encoder/layer.0/output` for `bert.encoder.layer.0.output`, as PyTorch's exporter writes it.
-fn module_path(name: &str) -> String {
+pub(super) fn module_path(name: &str) -> String {
     let mut path = String::new();
     for part in name.split('.') {
         path.push(if part.bytes().all(|byte| byte.is_ascii_digit()) { '.' } else { '/' });
@@ -239,7 +250,7 @@ fn module_path(name: &str) -> String {
     path
 }
 
-fn parent(path: &str) -> String {
+pub(super) fn parent(path: &str) -> String {
     path.rsplit_once('/').map_or_else(String::new, |(parent, _)| parent.to_owned())
 }
 

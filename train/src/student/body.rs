@@ -2,6 +2,7 @@
 
 use super::block::Block;
 use super::config::StudentConfig;
+use super::decoder::Decoder;
 use super::embeddings::Embeddings;
 use super::{ParameterTable, packing};
 use crate::batcher::Batch;
@@ -12,17 +13,23 @@ use candle_core::{Result, Tensor};
 pub(super) enum Body {
     /// Embeddings, then blocks in which every token sees every other of its sequence.
     Encoder(Encoder),
+    /// Embeddings, then blocks in which a token sees those before it.
+    Decoder(Decoder),
 }
 
 impl Body {
     pub(super) fn new(table: &ParameterTable<'_>, config: &StudentConfig) -> Self {
-        Self::Encoder(Encoder::new(table, config))
+        match &config.decoder {
+            Some(decoder) => Self::Decoder(Decoder::new(table, config, decoder)),
+            None => Self::Encoder(Encoder::new(table, config)),
+        }
     }
 
     /// How many layers there are: one less than the states.
     pub(super) fn layers(&self) -> usize {
         match self {
             Self::Encoder(encoder) => encoder.blocks.len(),
+            Self::Decoder(decoder) => decoder.layers(),
         }
     }
 
@@ -30,6 +37,7 @@ impl Body {
     pub(super) fn states(&self, batch: &Batch, dropout: &DropoutPlan) -> Result<Vec<Tensor>> {
         match self {
             Self::Encoder(encoder) => encoder.states(batch, dropout),
+            Self::Decoder(decoder) => decoder.states(batch, dropout),
         }
     }
 
@@ -37,6 +45,7 @@ impl Body {
     pub(super) fn last_state(&self, batch: &Batch) -> Result<Tensor> {
         match self {
             Self::Encoder(encoder) => encoder.last_state(batch),
+            Self::Decoder(decoder) => decoder.last_state(batch),
         }
     }
 }

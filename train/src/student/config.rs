@@ -4,6 +4,7 @@
 //! `config.json` that `transformers` builds the family's masked language model from.
 
 use super::config_file::Keys;
+use super::decoder::{DecoderConfig, settings};
 use super::family::Family;
 use crate::kernels::Activation;
 use logitcache::error::{Error, Result};
@@ -63,6 +64,8 @@ pub struct StudentConfig {
     pub initializer_range: f64,
     /// The padding token, whose word embedding starts as zero; no row of a packed batch holds it. A RoBERTa's positions count from it.
     pub pad_token_id: Option<u32>,
+    /// What a decoder has besides; `None` for an encoder.
+    pub decoder: Option<DecoderConfig>,
 }
 
 impl Default for StudentConfig {
@@ -91,6 +94,7 @@ impl Default for StudentConfig {
             attention_dropout: 0.1,
             initializer_range: 0.02,
             pad_token_id: Some(0),
+            decoder: None,
         }
     }
 }
@@ -113,6 +117,8 @@ pub struct Overrides {
     pub embedding_size: Option<usize>,
     /// Whether first weights are taken that an ALBERT's narrower embeddings could not take.
     pub wide_embedding: bool,
+    /// A Llama's heads of keys and values. `None`: the teacher's where they divide the heads, else as many as there are heads.
+    pub key_value_heads: Option<usize>,
     /// The activation.
     pub activation: Option<Activation>,
     /// Share of activations dropped.
@@ -131,6 +137,13 @@ impl StudentConfig {
     pub fn from_teacher(path: &Path, overrides: &Overrides) -> Result<Self> {
         let teacher = Self::read_teachers(path, overrides.activation)?;
         let family = overrides.family;
+        if family.is_decoder() {
+            return settings::from_teacher(teacher, overrides, path);
+        }
+        if teacher.decoder.is_some() {
+            let (expected, remedy) = ("an encoder, to teach one", "choose --family llama or gpt2");
+            return Err(Error::data(path, "model_type", expected, teacher.family.name(), remedy));
+        }
         let hidden_size = overrides.hidden_size.unwrap_or(teacher.hidden_size);
         let teachers_embedding = (teacher.family == Family::Albert).then_some(teacher.embedding_size);
         let default_embedding = match family {
@@ -225,7 +238,7 @@ impl StudentConfig {
                 return Err(Error::invalid(field, "1 to 4294967295", count.to_string()));
             }
         }
-        if !self.hidden_size.is_multiple_of(self.num_attention_heads) {
+        if self.decoder.is_none() && !self.hidden_size.is_multiple_of(self.num_attention_heads) {
             let expected = format!("a divisor of hidden_size = {}", self.hidden_size);
             return Err(Error::invalid("num_attention_heads", expected, self.num_attention_heads.to_string()));
         }
@@ -250,6 +263,9 @@ impl StudentConfig {
     /// What one family asks and another does not.
     fn check_family(&self) -> Result<()> {
         let family = self.family;
+        if family.is_decoder() || self.decoder.is_some() {
+            return self.check_decoder();
+        }
         if self.task == Task::CausalLm {
             return Err(Error::invalid("task", format!("another for the family {family}, whose tokens see those after them"), "causal-lm"));
         }
@@ -309,7 +325,7 @@ impl StudentConfig {
 
     /// Width of one attention head.
     pub fn head_size(&self) -> usize {
-        self.hidden_size / self.num_attention_heads
+        self.decoder.as_ref().map_or(self.hidden_size / self.num_attention_heads, |decoder| decoder.head_width)
     }
 
     /// Layers that have parameters of their own: one for an ALBERT, all for the others.

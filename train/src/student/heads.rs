@@ -7,6 +7,7 @@ mod token;
 
 use super::ParameterTable;
 use super::config::StudentConfig;
+use super::decoder::CausalLmHead;
 use crate::batcher::Batch;
 use crate::kernels::{DropoutPlan, HeadTargets};
 use crate::loss::{PARTS, Part, StepObjective};
@@ -21,6 +22,8 @@ use token::TokenHead;
 pub(super) enum Head {
     /// The tied decoder.
     MaskedLm(MaskedLmHead),
+    /// A decoder's map to the next token.
+    CausalLm(CausalLmHead),
     /// A class, or numbers, for the sequence.
     Sequence(SequenceHead),
     /// A class for each token.
@@ -31,6 +34,9 @@ pub(super) enum Head {
 
 impl Head {
     pub(super) fn new(table: &ParameterTable<'_>, config: &StudentConfig) -> Self {
+        if let Some(decoder) = &config.decoder {
+            return Self::CausalLm(CausalLmHead::new(table, decoder));
+        }
         match config.task {
             Task::MaskedLm | Task::CausalLm => Self::MaskedLm(MaskedLmHead::new(table, config)),
             Task::SequenceClassification => {
@@ -45,6 +51,7 @@ impl Head {
     pub(super) fn logits(&self, hidden: &Tensor, batch: &Batch) -> Result<Tensor> {
         match self {
             Self::MaskedLm(head) => head.logits(hidden, &batch.asked),
+            Self::CausalLm(head) => head.logits(hidden, &batch.asked),
             Self::Sequence(head) => head.logits(hidden, batch),
             Self::Token(head) => head.logits(hidden, &batch.asked),
             Self::Embedding(_) => Err(Error::Msg("logits: the student gives vectors, not logits".to_owned())),
@@ -76,6 +83,7 @@ impl Head {
         let total = Tensor::zeros((), hidden.dtype(), hidden.device())?;
         match self {
             Self::MaskedLm(head) => head.loss(hidden, batch, step, total),
+            Self::CausalLm(head) => head.loss(hidden, batch, step, total),
             Self::Sequence(head) => head.loss(hidden, batch, step, dropout, total),
             Self::Token(head) => head.loss(hidden, batch, step, dropout, total),
             Self::Embedding(head) => head.loss(hidden, batch, step, total),
@@ -84,7 +92,7 @@ impl Head {
 }
 
 /// What the asked rows of a batch are taught of their logits.
-fn head_targets(batch: &Batch) -> HeadTargets<'_> {
+pub(super) fn head_targets(batch: &Batch) -> HeadTargets<'_> {
     let Batch { k, top_ids, log_probabilities, max_logit, labels, .. } = batch;
     HeadTargets { k: *k, top_ids, log_probabilities, max_logit, labels }
 }

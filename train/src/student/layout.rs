@@ -1,6 +1,7 @@
 //! Every parameter's name and shape, in the one order that the student, its file and the optimiser share.
 
 use super::config::StudentConfig;
+use super::decoder::add_decoder;
 use super::family::Family;
 use super::names::{LayerPart, Role};
 use logitcache::target::Task;
@@ -25,6 +26,10 @@ pub struct ParameterSpec {
 pub fn layout(config: &StudentConfig) -> Vec<ParameterSpec> {
     let (hidden, embedding, between) = (config.hidden_size, config.embedding_size, config.intermediate_size);
     let mut specs = Specs { family: config.family, bare: config.task == Task::SentenceEmbedding, list: Vec::new() };
+    if let Some(decoder) = &config.decoder {
+        add_decoder(&mut specs, config, decoder);
+        return specs.list;
+    }
     specs.weight(Role::WordEmbeddings, &[config.vocab_size, embedding]);
     specs.weight(Role::PositionEmbeddings, &[config.max_position_embeddings, embedding]);
     if config.family.has_token_types() {
@@ -62,7 +67,8 @@ pub fn layout(config: &StudentConfig) -> Vec<ParameterSpec> {
     specs.list
 }
 
-struct Specs {
+/// Parameters in the making.
+pub(super) struct Specs {
     family: Family,
     /// Whether names are those of the model without a head.
     bare: bool,
@@ -70,7 +76,7 @@ struct Specs {
 }
 
 impl Specs {
-    fn add(&mut self, role: Role, bias: bool, shape: &[usize]) {
+    pub(super) fn add(&mut self, role: Role, bias: bool, shape: &[usize]) {
         let role_name = role.name(self.family);
         let prefix = format!("{}.", self.family);
         let role_name = if self.bare { role_name.strip_prefix(&prefix).unwrap_or(&role_name) } else { &role_name };
@@ -78,7 +84,7 @@ impl Specs {
         self.list.push(ParameterSpec { number: self.list.len(), name, shape: shape.to_owned(), role, bias });
     }
 
-    fn weight(&mut self, role: Role, shape: &[usize]) {
+    pub(super) fn weight(&mut self, role: Role, shape: &[usize]) {
         self.add(role, false, shape);
     }
 

@@ -17,8 +17,10 @@ mod block;
 mod body;
 pub mod config;
 mod config_file;
+pub mod decoder;
 mod embeddings;
 pub mod family;
+pub mod first_values;
 mod heads;
 pub mod hidden_objective;
 pub mod init;
@@ -43,6 +45,7 @@ use std::sync::Arc;
 
 pub use config::{Overrides, StudentConfig};
 pub use family::Family;
+pub use first_values::FirstValues;
 pub use hidden_objective::HiddenObjective;
 pub use init::{FirstWeights, TeacherTensors};
 pub use layout::{ParameterSpec, layout};

@@ -1,5 +1,6 @@
 //! What a parameter is for, and what each family calls it.
 
+use super::decoder::DecoderRole;
 use super::family::Family;
 
 /// The folder of a sentence encoder's directory that holds its projection, as sentence-transformers numbers its modules.
@@ -34,6 +35,8 @@ pub enum Role {
     TokenClassifier,
     /// A sentence encoder's map of the pooled state, `[embedding, hidden]`.
     Projection,
+    /// Of a causal language model.
+    Decoder(DecoderRole),
 }
 
 /// A part of a transformer layer.
@@ -75,8 +78,8 @@ impl LayerPart {
         };
         match family {
             Family::DistilBert => distilbert,
-            Family::Bert | Family::Roberta => bert,
             Family::Albert => albert,
+            _ => bert,
         }
     }
 }
@@ -89,9 +92,9 @@ impl Role {
         let of_head = |[distilbert, bert, roberta, albert]: [&str; 4]| {
             let name = match family {
                 Family::DistilBert => distilbert,
-                Family::Bert => bert,
                 Family::Roberta => roberta,
                 Family::Albert => albert,
+                _ => bert,
             };
             name.to_owned()
         };
@@ -111,6 +114,7 @@ impl Role {
             Self::SequenceClassifier => of_head(["classifier", "classifier", "classifier.out_proj", "classifier"]),
             Self::TokenClassifier => "classifier".to_owned(),
             Self::Projection => format!("{PROJECTION_FOLDER}.linear"),
+            Self::Decoder(role) => role.name(family),
         }
     }
 }
@@ -119,7 +123,7 @@ impl Role {
 fn layer_prefix(family: Family, layer: usize) -> String {
     match family {
         Family::DistilBert => format!("distilbert.transformer.layer.{layer}"),
-        Family::Bert | Family::Roberta => format!("{family}.encoder.layer.{layer}"),
         Family::Albert => format!("albert.encoder.albert_layer_groups.{layer}.albert_layers.0"),
+        _ => format!("{family}.encoder.layer.{layer}"),
     }
 }

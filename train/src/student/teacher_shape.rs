@@ -51,8 +51,8 @@ impl TeacherShape {
     /// Names of no family, a tensor that is missing, a student that the teacher's widths cannot give.
     pub(super) fn read(file: &dyn TensorSource, student: &StudentConfig, heads: Option<usize>) -> Result<Self> {
         let words = |family: &Family| format!("{}.weight", Role::WordEmbeddings.name(*family));
-        let Some(family) = Family::ALL.into_iter().find(|family| file.contains(&words(family))) else {
-            let expected = Family::ALL.map(|family| words(&family)).join(" or ");
+        let Some(family) = Family::ENCODERS.into_iter().find(|family| file.contains(&words(family))) else {
+            let expected = Family::ENCODERS.map(|family| words(&family)).join(" or ");
             let found = file.names().first().map_or("no tensor".to_owned(), |name| format!("tensors such as {name}"));
             let remedy = "give a model of one of these families, or start at random";
             return Err(Error::data(file.path(), "tensor names", expected, found, remedy));
@@ -173,6 +173,7 @@ impl TeacherShape {
             Role::SequenceClassifier | Role::TokenClassifier => &[classes, hidden],
             // A teacher's own is never taken.
             Role::Projection => &[0, hidden],
+            Role::Decoder(_) => &[0],
         };
         if bias { vec![weight[0]] } else { weight.to_vec() }
     }

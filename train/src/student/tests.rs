@@ -122,7 +122,7 @@ fn norm(values: &[f64]) -> f64 {
 
 #[test]
 fn every_parameter_receives_a_finite_gradient_that_is_not_zero() {
-    for config in families() {
+    for config in families().into_iter().chain(decoder::tests::decoders()) {
         let student = student(config, DType::F32);
         let batch = batch(student.config());
         let parts = backward(&student, &batch, &normalisers(&batch), &student.dropout_plan(1, 2));
@@ -144,7 +144,7 @@ fn every_parameter_receives_a_finite_gradient_that_is_not_zero() {
 
 #[test]
 fn gradients_are_those_of_finite_differences() {
-    for config in families() {
+    for config in families().into_iter().chain(decoder::tests::decoders()) {
         let student = student(config, DType::F64);
         let batch = batch(student.config());
         let (normalisers, plan) = (normalisers(&batch), student.dropout_plan(1, 2));
@@ -187,13 +187,16 @@ fn logits_are_those_of_a_plain_reference() {
 
 #[test]
 fn a_sequence_in_a_batch_is_the_sequence_alone() {
-    let student = student(config(), DType::F64);
-    let whole = batch(student.config());
-    let together = student.logits(&whole).unwrap().to_vec2::<f64>().unwrap();
-    let alone: Vec<Vec<f64>> = (0..3).flat_map(|i| student.logits(&part(&whole, i..i + 1, 8)).unwrap().to_vec2::<f64>().unwrap()).collect();
-    assert_eq!(together.len(), alone.len());
-    for (a, b) in together.iter().flatten().zip(alone.iter().flatten()) {
-        assert!((a - b).abs() < 1e-12, "{a} in the batch, {b} alone");
+    for config in std::iter::once(config()).chain(decoder::tests::decoders()) {
+        let student = student(config, DType::F64);
+        let whole = batch(student.config());
+        let together = student.logits(&whole).unwrap().to_vec2::<f64>().unwrap();
+        let part = |i| student.logits(&part(&whole, i..i + 1, 8)).unwrap().to_vec2::<f64>().unwrap();
+        let alone: Vec<Vec<f64>> = (0..3).flat_map(part).collect();
+        assert_eq!(together.len(), alone.len());
+        for (a, b) in together.iter().flatten().zip(alone.iter().flatten()) {
+            assert!((a - b).abs() < 1e-12, "{a} in the batch, {b} alone");
+        }
     }
 }
 

@@ -92,8 +92,9 @@ impl Case {
             for i in 0..width / 2 {
                 let angle = f64::from(position as f32 * Rotary::frequencies(width, 50.0)[i] as f32);
                 let (a, b) = (row[i], row[i + width / 2]);
-                row[i] = a * angle.cos() - b * angle.sin();
-                row[i + width / 2] = b * angle.cos() + a * angle.sin();
+                let (cosine, sine) = (f64::from(angle.cos() as f32), f64::from(angle.sin() as f32));
+                row[i] = a * cosine - b * sine;
+                row[i + width / 2] = b * cosine + a * sine;
             }
         }
         Tensor::from_vec(values, (heads, length, width), &Device::Cpu)

@@ -36,6 +36,7 @@ impl StudentConfig {
             Family::DistilBert => keys.insert("seq_classif_dropout".to_owned(), json!(self.dropout)),
             Family::Bert | Family::Roberta => keys.insert("classifier_dropout".to_owned(), json!(self.dropout)),
             Family::Albert => keys.insert("classifier_dropout_prob".to_owned(), json!(self.dropout)),
+            Family::Llama | Family::Gpt2 => None,
         };
         Some(keys.into())
     }
@@ -44,6 +45,10 @@ impl StudentConfig {
 impl Keys<'_> {
     /// Reads what a student answers into `config`.
     pub(in crate::student) fn read_task(&self, config: &mut StudentConfig) -> Result<()> {
+        // A decoder is a causal language model, whatever its class is called.
+        if config.decoder.is_some() {
+            return Ok(());
+        }
         config.task = self.task()?;
         match config.task {
             Task::SequenceClassification | Task::TokenClassification => {
