@@ -219,12 +219,14 @@ impl fmt::Display for Estimate {
         writeln!(formatter, "tokens      {tokens}")?;
         let padding = 1.0 - counts.tokens as f64 / self.padded_tokens.max(1) as f64;
         writeln!(formatter, "padding     {:.1} % of the tokens fed to the teacher", 100.0 * padding)?;
-        writeln!(
-            formatter,
-            "lost mass   -ln(a) at T = {}, over {} positions of {} sequences:",
-            self.temperature, sample.positions, sample.logits.rows
-        )?;
-        writeln!(formatter, "            {:>5} {:>9} {:>9} {:>9}", "k", "mean", "90 %", "99 %")?;
+        if !self.lost_mass.is_empty() {
+            writeln!(
+                formatter,
+                "lost mass   -ln(a) at T = {}, over {} positions of {} sequences:",
+                self.temperature, sample.positions, sample.logits.rows
+            )?;
+            writeln!(formatter, "            {:>5} {:>9} {:>9} {:>9}", "k", "mean", "90 %", "99 %")?;
+        }
         for (k, mass) in &self.lost_mass {
             writeln!(formatter, "            {k:>5} {:>9.2e} {:>9.2e} {:>9.2e}", mass.mean, mass.p90, mass.p99)?;
         }

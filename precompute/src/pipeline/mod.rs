@@ -308,3 +308,6 @@ fn corpus_counts(counts: &PassCounts, manifest: &Manifest) -> CorpusCounts {
         masked: sum(|shard| shard.masked),
     }
 }
+
+#[cfg(test)]
+mod tests;

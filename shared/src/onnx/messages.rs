@@ -178,6 +178,8 @@ pub struct FunctionProto {
 pub mod element_type {
     /// Floating-point types: float32, float16, float64, bfloat16.
     pub const FLOATS: [i32; 4] = [1, 10, 11, 16];
+    /// Types that weights are quantised to: uint8, int8, uint4, int4.
+    pub const QUANTISED: [i32; 4] = [2, 3, 21, 22];
 }
 
 /// The value of [`TensorProto::data_location`] for a tensor whose values lie in another file.
