@@ -12,6 +12,8 @@ mod goldens;
 mod objectives;
 #[path = "suite/onnx_export.rs"]
 mod onnx_export;
+#[path = "suite/onnx_heads.rs"]
+mod onnx_heads;
 #[path = "suite/readers.rs"]
 mod readers;
 #[path = "suite/readme.rs"]
