@@ -252,7 +252,12 @@ fn evaluation_source(eval_cache: Option<&Path>, fraction: Option<f64>, cache: &C
     let (asked, found) = (&training.fingerprints, &evaluation.fingerprints);
     let numbers =
         // Not how many ids are stored: an evaluation uses all that its own cache has.
-        |cache: &Cache| format!("task {:?}, {} ids", cache.spec().task(), cache.spec().vocabulary_size());
+        |cache: &Cache| {
+            let spec = cache.spec();
+            let problem = spec.problem().map_or(String::new(), |problem| format!(" ({problem:?})"));
+            let width = if spec.embedding_size() > 0 { spec.embedding_size() } else { spec.classes() };
+            format!("task {}{problem}, {} ids, {width} values an answer", spec.task(), spec.vocabulary_size())
+        };
     let comparisons = [
         ("teacher", asked.teacher.to_string(), found.teacher.to_string()),
         ("tokenizer", asked.tokenizer.to_string(), found.tokenizer.to_string()),

@@ -13,7 +13,7 @@ use crate::student::Student;
 use logitcache::atomic_file::{check_place, write_bytes_atomically};
 use logitcache::cache::reader::Cache;
 use logitcache::error::{Error, Result};
-use logitcache::target::Task;
+use logitcache::target::{Problem, Task};
 use std::io::Write;
 use std::path::Path;
 
@@ -40,6 +40,7 @@ pub fn run(arguments: &EvaluateArguments) -> Result<String> {
     let cache = Cache::open(&arguments.cache)?;
     let student = export::load(&arguments.student)?;
     check_vocabulary(&arguments.student, &student, &cache)?;
+    check_answers(&student, &cache)?;
     check_tokenizer(&cache)?;
     if let Some(note) = other_teacher(&arguments.student, &cache) {
         // Where nobody can read the note, the figures are what was asked for all the same.
@@ -93,6 +94,22 @@ pub fn write(found: &FullEvaluation, path: &Path) -> Result<()> {
 fn json(found: &FullEvaluation, path: &Path) -> Result<String> {
     let text = serde_json::to_string_pretty(found).map_err(Error::library("write", path))?;
     Ok(text + "\n")
+}
+
+/// Student and teacher answer the same question.
+fn check_answers(student: &Student, cache: &Cache) -> Result<()> {
+    let (config, spec) = (student.config(), cache.spec());
+    let width = if spec.task() == Task::SentenceEmbedding { spec.embedding_size() } else { spec.classes() };
+    let said = |task: Task, problem: Option<Problem>, width: usize| {
+        let problem = problem.map_or(String::new(), |problem| format!(" ({problem:?})"));
+        format!("{task}{problem}, {width} values an answer")
+    };
+    let (asked, found) = (said(config.task, config.problem, config.output_size()), said(spec.task(), spec.problem(), width));
+    if asked == found {
+        return Ok(());
+    }
+    let remedy = "name a cache of the teacher that this student was distilled from";
+    Err(Error::usage("--cache", format!("the student's {asked}"), found, remedy))
 }
 
 /// Ids mean the same to both only where the tokenizers are the same.

@@ -7,7 +7,7 @@
 //! - [`optim`]: clipping, AdamW, the learning-rate schedule.
 //! - [`trainer`]: the loop, where the stages meet.
 //! - [`checkpoint`], [`resume`]: what a run needs to go on as if it had never stopped, and where it begins.
-//! - [`evaluate`]: the student against its teacher on masked positions it was never trained on.
+//! - [`evaluate`]: the student against its teacher on sequences it was never trained on, by task.
 //! - [`export`]: the directory that `transformers` loads.
 //! - [`export_onnx`], [`evaluate_student`], [`report_again`]: what else can be done with a student, a subcommand each.
 //! - [`metrics`], [`tensorboard`], [`progress`], [`report`], [`summary`]: what was measured, as a log for programs and for TensorBoard, on the
@@ -91,7 +91,7 @@ fn train_and_write(
     let plan = trainer::plan(config)?;
     progress.say(&plan.to_string());
     let notes = config.objective.truncation_notes(config.targets.k(), config.cache.spec().classes());
-    notes.iter().chain(&config.objective.head_note()).for_each(|note| progress.say(note));
+    notes.iter().chain(&config.objective.head_note(config.student.task)).for_each(|note| progress.say(note));
     let checkpoint = resume::checkpoint_to_go_on_from(config, checkpoints, occupancy, &plan, progress)?;
     let (student, start, mut log) = match &checkpoint {
         Some(checkpoint) => resume::from_checkpoint(config, checkpoint)?,

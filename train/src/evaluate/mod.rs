@@ -28,12 +28,15 @@ pub mod sentence_vectors;
 pub mod sequence_classes;
 mod teacher_logits;
 pub mod token_classes;
+#[cfg(test)]
+mod whole_runs;
 
 pub use figures::{Better, Figure};
 pub use full::{FullEvaluation, FullTally};
 pub use gold_nats::GoldNats;
 pub use measures::{Measures, Subject};
 pub use rows::STUDENT_LOGITS;
+pub use sentence_vectors::STUDENT_VECTORS;
 
 use crate::batcher::Batch;
 use logitcache::cache::reader::Cache;

@@ -15,7 +15,8 @@ pub const POOL: usize = 1000;
 /// Pairs that are ordered at most; a [`Sample`] where there are more.
 pub const MOST_PAIRS: usize = 100_000;
 
-const STUDENT_VECTORS: &str = "student vectors";
+/// What a refusal of the student's vectors calls them.
+pub const STUDENT_VECTORS: &str = "student vectors";
 
 /// Correlations are absent where one side never changes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -89,6 +90,7 @@ struct Document {
     pass: u16,
     sequences: usize,
     first: (Vec<f32>, Vec<f32>),
+    gold: Option<f64>,
     pair: Option<(u64, Pair)>,
 }
 
@@ -116,10 +118,12 @@ impl SentenceVectorsTally {
         if self.document.as_ref().is_none_or(|current| (current.id, current.pass) != (document, pass)) {
             self.end_document();
             let first = (student.to_vec(), teacher.to_vec());
-            self.document = Some(Document { id: document, pass, sequences: 1, first, pair: None });
+            self.document = Some(Document { id: document, pass, sequences: 1, first, gold, pair: None });
         } else if let Some(current) = &mut self.document {
             current.sequences += 1;
             if current.sequences == 2 {
+                // Both carry the pair's; one is enough.
+                let gold = gold.or(current.gold);
                 let pair = Pair { student: cosine(&current.first.0, student), teacher: cosine(&current.first.1, teacher), gold };
                 current.pair = Some((sequence_id, pair));
             }
@@ -144,7 +148,7 @@ impl TaskTally for SentenceVectorsTally {
         }
         if vectors.is_empty() || vectors.len() != batch.embeddings.len() || !vectors.len().is_multiple_of(count) {
             let expected = format!("{count} vectors of the teacher's width {}", batch.embeddings.len() / count);
-            return Err(Error::invalid(STUDENT_VECTORS, expected, format!("{} values", vectors.len())));
+            return Err(Error::invalid("width of the student's vectors", expected, format!("{} values", vectors.len())));
         }
         let width = vectors.len() / count;
         for (row, (student, teacher)) in vectors.chunks_exact(width).zip(batch.embeddings.chunks_exact(width)).enumerate() {
