@@ -26,6 +26,8 @@ mod resume;
 mod resume_training;
 #[path = "suite/speed.rs"]
 mod speed;
+#[path = "suite/tasks.rs"]
+mod tasks;
 #[path = "suite/tidy.rs"]
 mod tidy;
 #[path = "suite/training.rs"]
