@@ -238,6 +238,25 @@ mod tests {
     }
 
     #[test]
+    fn models_of_every_task_are_timed_side_by_side() {
+        let teachers = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/golden/teachers");
+        let names =
+            ["bert-classifier", "roberta-tagger", "distilbert-sentence", "mpnet-sentence", "llama/past.onnx", "electra/int8-dynamic.onnx"];
+        let arguments = TimeArguments {
+            models: names.map(|name| teachers.join(name)).to_vec(),
+            batch: vec![1, 3],
+            length: 8,
+            threads: Some(1),
+            rounds: 1,
+            out: None,
+            onnxruntime: None,
+        };
+        let speed = run(&arguments, 1).unwrap();
+        assert_eq!(speed.models.len(), names.len());
+        assert!(speed.models.iter().all(|model| model.times.len() == 2 && model.parameters > 3_000), "{speed:?}");
+    }
+
+    #[test]
     fn the_table_names_every_model_and_batch() {
         let time = |batch| ForwardTime { batch, median_ms: 2.5, min_ms: 2.0, max_ms: 9.0 };
         let model = |name: &str, safetensors_bytes| ModelSpeed {

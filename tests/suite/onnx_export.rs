@@ -17,7 +17,7 @@ use train::kernels::Activation;
 use train::student::decoder::{DecoderConfig, RotaryConfig, RotaryScaling};
 use train::student::{Family, ParameterSpec, Student, StudentConfig};
 
-fn config(family: Family, activation: Activation) -> StudentConfig {
+pub(crate) fn config(family: Family, activation: Activation) -> StudentConfig {
     let pad_token_id = 1;
     StudentConfig {
         task: if family.is_decoder() { Task::CausalLm } else { Task::MaskedLm },
@@ -55,6 +55,10 @@ fn decoder(family: Family) -> DecoderConfig {
 
 /// Every parameter different from every other, so that none can stand in another's place.
 fn student(family: Family, activation: Activation) -> Student {
+    student_of(config(family, activation))
+}
+
+pub(crate) fn student_of(config: StudentConfig) -> Student {
     let mut state = 7u64;
     let mut next = move || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -64,7 +68,7 @@ fn student(family: Family, activation: Activation) -> Student {
         let norm = !spec.bias && spec.shape.len() == 1;
         Ok((0..spec.shape.iter().product()).map(|_| next() + if norm { 1.0 } else { 0.0 }).collect())
     };
-    Student::new(config(family, activation), DType::F32, &mut values).expect("a small student")
+    Student::new(config, DType::F32, &mut values).expect("a small student")
 }
 
 fn open(model: &Path, layers: &HiddenLayers) -> Teacher {
@@ -75,7 +79,7 @@ fn open(model: &Path, layers: &HiddenLayers) -> Teacher {
 }
 
 /// Lengths 1, 5 and 12, the longest: packed for the student, padded for the runtime.
-fn batches(config: &StudentConfig) -> (Batch, TeacherBatch) {
+pub(crate) fn batches(config: &StudentConfig) -> (Batch, TeacherBatch) {
     let lengths = [1usize, 5, 12];
     let mut packed = Batch { offsets: vec![0], sequence_ids: vec![0, 1, 2], passes: vec![0; 3], ..Batch::default() };
     let mut padded = TeacherBatch { rows: 3, length: 12, ..TeacherBatch::default() };

@@ -24,10 +24,14 @@ pub const ONNX_FILE: &str = "model.onnx";
 
 const TOKENIZER_FILE: &str = "tokenizer.json";
 
-/// What may lie beside `tokenizer.json` and belongs to it or says how a sentence encoder reads a text.
-const TOKENIZER_COMPANIONS: [&str; 10] = [
+/// What may lie beside `tokenizer.json` and belongs to it or to a sentence encoder.
+const TOKENIZER_COMPANIONS: [&str; 14] = [
+    sentence_files::MODULES_FILE,
     sentence_files::LENGTH_FILE,
     sentence_files::COMPARISON_FILE,
+    "1_Pooling/config.json",
+    "2_Dense/config.json",
+    "2_Dense/model.safetensors",
     "added_tokens.json",
     "merges.txt",
     "sentencepiece.bpe.model",
@@ -95,7 +99,9 @@ fn copy_companions(student: &Path, out: &Path) -> Result<()> {
     for name in companions(student) {
         let source = student.join(name);
         let bytes = std::fs::read(&source).map_err(Error::io("read", &source))?;
-        write_bytes_atomically(&out.join(name), &bytes)?;
+        let (path, folder) = (out.join(name), out.join(name).parent().map_or_else(|| out.to_owned(), Path::to_owned));
+        std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+        write_bytes_atomically(&path, &bytes)?;
     }
     Ok(())
 }

@@ -91,7 +91,7 @@ fn train_and_write(
     let plan = trainer::plan(config)?;
     progress.say(&plan.to_string());
     let notes = config.objective.truncation_notes(config.targets.k(), config.cache.spec().classes());
-    notes.iter().chain(&config.objective.head_note()).for_each(|note| progress.say(note));
+    notes.iter().chain(&config.objective.head_note(config.student.task)).for_each(|note| progress.say(note));
     let checkpoint = resume::checkpoint_to_go_on_from(config, checkpoints, occupancy, &plan, progress)?;
     let (student, start, mut log) = match &checkpoint {
         Some(checkpoint) => resume::from_checkpoint(config, checkpoint)?,

@@ -151,10 +151,20 @@ pub struct StepSums {
     /// Their tokens.
     pub tokens: u64,
     /// Steps that computed each part of the loss.
+    #[serde(deserialize_with = "part_steps")]
     pub part_steps: [u64; PARTS],
     /// Sums of the fields of the same name; `step`, `epoch`, `learning_rate`, `tokens_per_second`, `elapsed_seconds`
     /// and `skipped_steps` are not used.
     pub totals: StepMetrics,
+}
+
+/// Checkpoints of earlier versions know fewer parts, the first ones.
+fn part_steps<'de, D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<[u64; PARTS], D::Error> {
+    let (counts, mut all) = (Vec::<u64>::deserialize(deserializer)?, [0; PARTS]);
+    let known =
+        all.get_mut(..counts.len()).ok_or_else(|| serde::de::Error::invalid_length(counts.len(), &"at most one count for each part"))?;
+    known.copy_from_slice(&counts);
+    Ok(all)
 }
 
 impl StepSums {

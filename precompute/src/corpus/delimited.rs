@@ -119,7 +119,7 @@ impl DelimitedRecords {
     fn unclosed(&self, quote: char, (line, column): (u64, usize)) -> Error {
         let remedy = "close it, or take quotes as text with --quote none";
         let place = format!("line {line}, column {column}");
-        let found = format!("none in the file's next {} MiB", MAXIMUM_DOCUMENT_BYTES >> 20);
+        let found = format!("none up to the end of the file, or {} MiB on", MAXIMUM_DOCUMENT_BYTES >> 20);
         Error::data(self.lines.path(), place, format!("a closing {quote:?} for the one that opens here"), found, remedy)
     }
 

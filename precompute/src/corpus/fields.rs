@@ -192,12 +192,13 @@ mod tests {
 
     #[test]
     fn a_column_that_is_not_there_is_refused_with_those_there_are() {
-        let cases: [(&str, Option<&[&str]>, &[&str]); 5] = [
-            ("texte", Some(&["id", "text"]), &["\"texte\"", "\"id\", \"text\"", "--text-field"]),
-            ("4", Some(&["id", "text"]), &["\"4\"", "\"id\", \"text\""]),
-            ("0", None, &["\"0\"", "2 columns without names", "number"]),
-            ("text", None, &["2 columns without names"]),
-            ("text", Some(&["text", "text"]), &["several", "number"]),
+        let names: [Option<&[&str]>; 3] = [Some(&["id", "text"]), None, Some(&["text", "text"])];
+        let cases: [(&str, _, &[&str]); 5] = [
+            ("texte", names[0], &["\"texte\"", "\"id\", \"text\"", "--text-field"]),
+            ("4", names[0], &["\"4\"", "\"id\", \"text\""]),
+            ("0", names[1], &["\"0\"", "2 columns without names", "number"]),
+            ("text", names[1], &["2 columns without names"]),
+            ("text", names[2], &["several", "number"]),
         ];
         for (name, names, parts) in cases {
             let message = column_of(name, names, 2).unwrap_err().to_string();

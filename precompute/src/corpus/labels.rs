@@ -76,7 +76,7 @@ fn class(names: &[String], value: &Value) -> Result<Option<u32>, Refusal> {
             if matches!(id(), Ok(-1)) || id() == Ok(i64::from(IGNORED_LABEL)) {
                 return Ok(None);
             }
-            (names.iter().position(|name| name == text).or_else(|| id().ok().and_then(of_id)), format!("{text:?}"))
+            (names.iter().position(|name| name == text).or_else(|| id().ok().and_then(of_id)), head(text))
         }
         other => (None, other.kind().to_owned()),
     };
@@ -101,7 +101,7 @@ fn items(value: &Value, separates: impl Fn(char) -> bool) -> Result<Option<Vec<V
         Value::Text(text) if text.trim().is_empty() => Ok(None),
         Value::Text(text) if text.trim_start().starts_with('[') => match serde_json::from_str::<Vec<serde_json::Value>>(text) {
             Ok(items) => Ok(Some(items.into_iter().map(Value::from).collect())),
-            Err(_) => Err(Refusal { expected: "a JSON list after `[`".to_owned(), found: format!("{:?}", head(text)) }),
+            Err(_) => Err(Refusal { expected: "a JSON list after `[`".to_owned(), found: head(text) }),
         },
         Value::Text(text) => Ok(Some(
             text.split(separates).map(str::trim).filter(|part| !part.is_empty()).map(|part| Value::Text(part.to_owned())).collect(),
@@ -110,8 +110,11 @@ fn items(value: &Value, separates: impl Fn(char) -> bool) -> Result<Option<Vec<V
     }
 }
 
+/// A text for a message, its beginning where it is long.
 fn head(text: &str) -> String {
-    text.chars().take(40).collect()
+    let mut rest = text.chars();
+    let head: String = rest.by_ref().take(40).collect();
+    if rest.next().is_some() { format!("{head:?}...") } else { format!("{head:?}") }
 }
 
 fn word_classes(names: &[String], value: &Value, words: Option<usize>) -> Result<Gold, Refusal> {
@@ -170,7 +173,7 @@ fn numbers(count: usize, value: &Value) -> Result<Gold, Refusal> {
             Value::Text(text) => text.trim().parse().unwrap_or(f32::NAN),
             _ => f32::NAN,
         };
-        let found = if let Value::Text(text) = item { format!("{:?}", head(text)) } else { format!("{} ({item:?})", item.kind()) };
+        let found = if let Value::Text(text) = item { head(text) } else { format!("{} ({item:?})", item.kind()) };
         if number.is_finite() { Ok(number) } else { Err(Refusal { expected: "a finite number".to_owned(), found }) }
     };
     items.iter().map(number).collect::<Result<Vec<_>, _>>().map(Gold::Values)
@@ -223,9 +226,13 @@ mod tests {
         for value in [Value::Null, text(""), text(" "), text("-1"), Value::Integer(-1), Value::Integer(-100)] {
             assert_eq!(read(value.clone()), Ok(Gold::Unknown), "{value:?}");
         }
-        for (value, found) in
-            [(text("Positive"), "\"Positive\""), (Value::Integer(2), "2"), (Value::Number(0.5), "0.5"), (json("[1]"), "a list")]
-        {
+        for (value, found) in [
+            (text("Positive"), "\"Positive\""),
+            (text(&"long ".repeat(99)), "\"long long long long long long long long \"..."),
+            (Value::Integer(2), "2"),
+            (Value::Number(0.5), "0.5"),
+            (json("[1]"), "a list"),
+        ] {
             let refusal = read(value).unwrap_err();
             assert_eq!(refusal.found, found);
             assert!(refusal.expected.contains("0 \"negative\", 1 \"positive\""), "{refusal:?}");

@@ -169,16 +169,23 @@ impl Corpus {
         Documents { corpus: self.clone(), source: Source::Unopened, to_skip: self.options.skip, given: 0, ended: false }
     }
 
-    fn shuffled(&self, seed: u64) -> Result<Arc<Shuffled>> {
+    /// Does what must be done before the first document can be given: shuffles, where that is asked for. False where `stops` says so before
+    /// its end. [`Corpus::documents`] does it too, without looking up.
+    ///
+    /// # Errors
+    /// Those of the corpus, and of a disk that cannot hold its texts.
+    pub fn prepare(&self, stops: &dyn Fn() -> bool) -> Result<bool> {
+        self.options.shuffle_seed.map_or(Ok(true), |seed| self.shuffled(seed, stops).map(|shuffled| shuffled.is_some()))
+    }
+
+    fn shuffled(&self, seed: u64, stops: &dyn Fn() -> bool) -> Result<Option<Arc<Shuffled>>> {
         let mut shuffled = self.shuffled.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(shuffled) = &*shuffled {
-            return Ok(Arc::clone(shuffled));
+        if shuffled.is_none() {
+            let CorpusOptions { skip, limit, scratch, .. } = &*self.options;
+            let wanted = limit.map(|limit| limit.saturating_add(*skip));
+            *shuffled = Shuffled::write(self, seed, wanted, scratch, stops)?.map(Arc::new);
         }
-        let CorpusOptions { skip, limit, scratch, .. } = &*self.options;
-        let wanted = limit.map(|limit| limit.saturating_add(*skip));
-        let made = Arc::new(Shuffled::write(self, seed, wanted, scratch)?);
-        *shuffled = Some(Arc::clone(&made));
-        Ok(made)
+        Ok(shuffled.clone())
     }
 }
 
@@ -228,8 +235,9 @@ impl Documents {
                 Source::InOrder(reading) => reading.next()?,
                 Source::Shuffled(documents) => documents.next()?,
                 Source::Unopened => {
-                    self.source = match self.corpus.options.shuffle_seed {
-                        Some(seed) => Source::Shuffled(ShuffledDocuments::of(&self.corpus.shuffled(seed)?, &self.corpus)),
+                    let shuffled = self.corpus.options.shuffle_seed.map(|seed| self.corpus.shuffled(seed, &|| false)).transpose()?;
+                    self.source = match shuffled.flatten() {
+                        Some(shuffled) => Source::Shuffled(ShuffledDocuments::of(&shuffled, &self.corpus)),
                         None => Source::InOrder(Box::new(Reading::of(&self.corpus))),
                     };
                     continue;

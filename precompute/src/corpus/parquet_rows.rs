@@ -88,7 +88,7 @@ impl ParquetRecords {
     fn next_batch(&mut self) -> Result<bool> {
         self.progress.tell(self.rows, self.all_rows);
         (self.batch, self.next_in_batch) = (None, 0);
-        while let Some(batch) = self.reader.next() {
+        for batch in self.reader.by_ref() {
             let batch = batch.map_err(Error::library(format!("decode the rows from {} on of", self.rows + 1), &self.path))?;
             if batch.num_rows() > 0 {
                 self.batch = Some(batch);

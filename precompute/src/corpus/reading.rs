@@ -78,7 +78,7 @@ impl Reading {
         let Error::Data { path, field, expected, found, remedy } = error else { return error };
         let skipping = match self.malformed {
             0 => "; or skip up to N such records with --skip-bad N".to_owned(),
-            skipped => format!("; the {skipped} malformed records before it were skipped, as --skip-bad allows"),
+            skipped => format!("; malformed records skipped before it, as --skip-bad allows: {skipped}"),
         };
         Error::Data { path, field, expected, found, remedy: remedy + &skipping }
     }

@@ -52,11 +52,12 @@ pub(super) struct Shuffled {
 }
 
 impl Shuffled {
-    /// Reads the corpus once. `wanted` is how many documents of the order will be asked for, at most.
+    /// Reads the corpus once; `None` where `stops` says so before its end. `wanted` is how many documents of the order will be asked for, at
+    /// most.
     ///
     /// # Errors
     /// Those of the corpus, and of a `scratch` directory that cannot be written.
-    pub(super) fn write(corpus: &Corpus, seed: u64, wanted: Option<u64>, scratch: &Path) -> Result<Self> {
+    pub(super) fn write(corpus: &Corpus, seed: u64, wanted: Option<u64>, scratch: &Path, stops: &dyn Fn() -> bool) -> Result<Option<Self>> {
         let buckets = (corpus.bytes() / BUCKET_BYTES).clamp(1, LARGEST_BUCKETS) as usize;
         let mut writer = Writer::create(scratch, buckets)?;
         let mut first = First { wanted, largest: BinaryHeap::new() };
@@ -64,12 +65,15 @@ impl Shuffled {
         let mut documents = 0;
         while let Some(document) = reading.next()? {
             documents += 1;
+            if stops() {
+                return Ok(None);
+            }
             let number = RandomStream::new(seed, Purpose::Documents, &[document.id]).at(0);
             if first.may_hold(number) {
                 writer.write(number, &document, corpus.files())?;
             }
         }
-        writer.finish(documents, reading.malformed())
+        writer.finish(documents, reading.malformed()).map(Some)
     }
 
     /// Documents of the corpus.

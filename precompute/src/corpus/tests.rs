@@ -113,7 +113,7 @@ fn ids(corpus: &Corpus) -> Vec<u64> {
 #[test]
 fn documents_keep_their_numbers_whatever_is_skipped() {
     let content = numbered(40);
-    let files = [("a.txt", &content.as_bytes()[..]), ("b.txt", b"forty\nforty-one")];
+    let files = [("a.txt", content.as_bytes()), ("b.txt", b"forty\nforty-one")];
     let taken = |skip, limit| ids(&corpus_with(&files, CorpusOptions { skip, limit, ..CorpusOptions::default() }).1);
     assert_eq!(taken(0, Some(3)), [0, 1, 2]);
     assert_eq!(taken(39, Some(2)), [39, 40]);
@@ -126,7 +126,7 @@ fn documents_keep_their_numbers_whatever_is_skipped() {
 #[test]
 fn a_shuffled_corpus_is_the_same_documents_in_an_order_of_its_seed() {
     let content = numbered(1000);
-    let files = [("a.txt", &content.as_bytes()[..]), ("b.jsonl", b"{\"text\":\"last\"}")];
+    let files = [("a.txt", content.as_bytes()), ("b.jsonl", b"{\"text\":\"last\"}")];
     let options = |seed| CorpusOptions { shuffle_seed: Some(seed), ..CorpusOptions::default() };
     let (root, shuffled) = corpus_with(&files, options(1));
     let order = ids(&shuffled);
@@ -147,6 +147,8 @@ fn a_shuffled_corpus_is_the_same_documents_in_an_order_of_its_seed() {
     }
     #[cfg(unix)]
     assert_eq!(fs::read_dir(root.path().join(".scratch")).unwrap().count(), 0, "nothing stays on the disk");
+    let (_root, stopped) = corpus_with(&files, options(1));
+    assert!(!stopped.prepare(&|| true).unwrap() && stopped.prepare(&|| false).unwrap(), "a request to stop is heard");
     // Parts of the order that go together make the whole.
     let part = |skip, limit| ids(&corpus_with(&files, CorpusOptions { skip, limit, ..options(1) }).1);
     assert_eq!([part(0, Some(100)), part(100, Some(700)), part(800, None)].concat(), order);
@@ -167,10 +169,53 @@ fn malformed_records_are_skipped_up_to_a_number_and_counted() {
         texts.sort_unstable();
         assert_eq!(texts, ["five", "one", "six", "three", "two"]);
         assert_eq!(documents.malformed(), 4);
-        for (allowed, parts) in [(0, ["a.jsonl", "line 2", "--skip-bad N"]), (2, ["b.csv", "line 3", "the 2 malformed records before it"])]
-        {
+        for (allowed, parts) in [(0, ["a.jsonl", "line 2", "--skip-bad N"]), (2, ["b.csv", "line 3", "--skip-bad allows: 2"])] {
             let error = corpus_with(&files, options(allowed)).1.documents().find_map(Result::err).unwrap().to_string();
             assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+        }
+    }
+}
+
+mod in_every_format {
+    use super::*;
+    use arrow_array::{ArrayRef, Int64Array, RecordBatch, StringArray};
+    use parquet::arrow::ArrowWriter;
+    use proptest::prelude::*;
+
+    fn parquet(rows: &[(String, Option<usize>)]) -> Vec<u8> {
+        let texts: ArrayRef = Arc::new(StringArray::from_iter_values(rows.iter().map(|(text, _)| text)));
+        let labels: ArrayRef = Arc::new(Int64Array::from_iter(rows.iter().map(|(_, label)| label.map(|label| label as i64))));
+        let batch = RecordBatch::try_from_iter_with_nullable([("label", labels, true), ("text", texts, true)]).unwrap();
+        let mut bytes = Vec::new();
+        let mut writer = ArrowWriter::try_new(&mut bytes, batch.schema(), None).unwrap();
+        writer.write(&batch).unwrap();
+        writer.close().unwrap();
+        bytes
+    }
+
+    proptest! {
+        #[test]
+        fn any_rows_are_the_same_documents(rows in prop::collection::vec(("[a-c\"',;\t\n\\\\\u{fc}\u{1f600} ]{0,12}", prop::option::of(0_usize..3)), 1..90)) {
+            let classes = ["no", "per\"haps", "yes, \u{fc}"].map(str::to_owned);
+            let name = |label: &Option<usize>| label.map(|label| classes[label].clone());
+            let json = |(text, label): &(String, Option<usize>)| format!("{}\n", serde_json::json!({ "text": text, "label": name(label) }));
+            let quoted = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
+            let csv = |(text, label): &(String, Option<usize>)| format!("{},{}\n", quoted(&name(label).unwrap_or_default()), quoted(text));
+            let files: [(&str, Vec<u8>); 3] = [
+                ("a.jsonl", rows.iter().map(json).collect::<String>().into_bytes()),
+                ("a.csv", ("label,text\n".to_owned() + &rows.iter().map(csv).collect::<String>()).into_bytes()),
+                ("a.parquet", parquet(&rows)),
+            ];
+            for (file, bytes) in files {
+                let fields = Fields { label: vec!["label".to_owned()], ..Fields::default() };
+                let options = CorpusOptions { fields, labels: LabelScheme::Class(classes.to_vec()), ..CorpusOptions::default() };
+                let (_root, corpus) = corpus_with(&[(file, &bytes)], options);
+                let found: Vec<(Text, Gold)> = corpus.documents().map(|document| document.map(|document| (document.text, document.gold)))
+                    .collect::<Result<_>>().unwrap();
+                let gold = |label: Option<usize>| label.map_or(Gold::Unknown, |label| Gold::Class(label as u32));
+                let expected: Vec<(Text, Gold)> = rows.iter().map(|(text, label)| (Text::Whole(text.clone()), gold(*label))).collect();
+                prop_assert_eq!(found, expected, "{}", file);
+            }
         }
     }
 }

@@ -229,8 +229,8 @@ impl ContentDigests {
     }
 }
 
-/// The settings of the corpus that are not at their defaults. Those of files that were not read may be among them, since it takes the files
-/// to know.
+/// The settings of the corpus that are not at their defaults. How many malformed records may be skipped is none of them: it decides whether a run
+/// comes to its end, not what it writes, so that a run that one of them ended goes on when more are allowed.
 fn reading(options: &CorpusOptions, windows: &WindowOptions) -> impl Iterator<Item = (&'static str, Value)> {
     let usual = CorpusOptions::default();
     let dialect = |part: fn(&Dialect) -> Value| (part(&options.dialect) != part(&usual.dialect)).then(|| part(&options.dialect));
@@ -242,13 +242,12 @@ fn reading(options: &CorpusOptions, windows: &WindowOptions) -> impl Iterator<It
         ("delimiter", options.dialect.delimiter.map(|delimiter| json!(delimiter))),
         ("quote", dialect(|dialect| dialect.quote.map_or(json!("none"), |quote| json!(quote)))),
         ("no-header", dialect(|dialect| json!(!dialect.header))),
-        ("skip-bad", (options.skip_bad > 0).then(|| json!(options.skip_bad))),
         ("shuffle-seed", options.shuffle_seed.map(|seed| json!(seed))),
         ("skip", (options.skip > 0).then(|| json!(options.skip))),
         ("limit", options.limit.map(|limit| json!(limit))),
         ("stride", (windows.stride > 0).then(|| json!(windows.stride))),
         ("long-documents", windows.truncate.map(|truncate| json!(if truncate { "truncate" } else { "cut" }))),
-        ("pack", windows.pack.then(|| json!(true))),
+        ("pack", windows.pack.then_some(json!(true))),
     ];
     settings.into_iter().filter_map(|(name, value)| Some((name, value?)))
 }

@@ -21,7 +21,7 @@ pub mod summary;
 use crate::config::Config;
 use crate::config::by_task::DEFAULT_TOP_K;
 use crate::progress::{Position, Progress};
-use crate::resume::{Claim, Decision, claim, is_begun};
+use crate::resume::{Claim, Decision, TEACHER_FOLDER, VOCABULARY_FILE, claim, is_begun};
 use crate::teacher::{Prepared, Teacher};
 use ask::Asker;
 use inputs::{ContentDigests, Inputs, SessionFacts};
@@ -74,6 +74,7 @@ pub fn run(config: &Config, directory: &Path, stop: &Stop, progress: &mut Progre
             "give the same command again",
         ));
     };
+    claim.clear_barren()?;
     tell_what_is_kept(&claim, shards.len(), progress);
     let manifest = Manifest { shards, ..asked };
     publish_companions(directory, &inputs)?;
@@ -132,7 +133,7 @@ fn complete_already(config: &Config, inputs: &Inputs, content: &ContentDigests, 
 }
 
 fn tell_what_is_kept(claim: &Claim, kept: usize, progress: &Progress) {
-    let Some(stored) = claim.stored() else { return };
+    let Some(stored) = claim.stored().filter(|stored| !stored.shards.is_empty()) else { return };
     let lost = stored.shards.len() - kept;
     if lost > 0 {
         let first = &stored.shards[kept].logits.name;
@@ -145,10 +146,10 @@ fn tell_what_is_kept(claim: &Claim, kept: usize, progress: &Progress) {
 /// The files beside the shards: the vocabulary, and the teacher's tokenizer and configuration. Those that are there are left.
 fn publish_companions(directory: &Path, inputs: &Inputs) -> Result<()> {
     let vocabulary = inputs.source.tokenizer.vocabulary();
-    if !directory.join("vocabulary.parquet").exists() {
+    if !directory.join(VOCABULARY_FILE).exists() {
         write_vocabulary(directory, vocabulary)?;
     }
-    let folder = directory.join("teacher");
+    let folder = directory.join(TEACHER_FOLDER);
     std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
     for file in &inputs.files.companions {
         let Some(name) = file.file_name() else { continue };

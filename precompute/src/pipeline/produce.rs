@@ -84,6 +84,9 @@ pub fn read_pass(
     mut take: impl FnMut(Sequence, f64) -> bool,
 ) -> Result<(PassCounts, bool)> {
     let mut windows = windows(config, source)?;
+    if !source.corpus.prepare(&|| stop.signal().is_some())? {
+        return Ok((PassCounts::default(), false));
+    }
     let mut documents = source.corpus.documents();
     loop {
         let (chunk, shares) = next_chunk(&mut documents)?;

@@ -4,7 +4,7 @@
 //! choice (logits over a vocabulary look like those over classes), the architecture in config.json decides, then what little else there is.
 
 use super::model_config::{ModelConfig, default_class_names};
-use super::sentence_files::SentenceFiles;
+use super::sentence_files::{SentenceFiles, Unknown};
 use crate::task::TeacherTask;
 use logitcache::error::{Error, Result};
 use logitcache::onnx::Model;
@@ -206,10 +206,9 @@ impl Export<'_> {
                 None => Ok((stored, normalized)),
             };
         }
-        if let Some((files, kind)) = files.and_then(|files| Some((files, files.unknown.as_ref()?))) {
-            let expected = "a Transformer, a Pooling and at most a Normalize module, which can be computed outside of the graph";
+        if let Some(Unknown { path, field, expected, found }) = files.and_then(|files| files.unknown.as_ref()) {
             let remedy = format!("export the whole sentence encoder, with the output {SENTENCE_VECTOR}");
-            return Err(Error::data(&files.path, "type", expected, kind, remedy));
+            return Err(Error::data(path, *field, *expected, found, remedy));
         }
         if let (Some(typed), Some(stored)) = (self.pooling, stored)
             && typed != stored

@@ -1,8 +1,8 @@
 //! The files in which `sentence-transformers` says how token states become the vector of a sentence.
 //!
 //! `modules.json` lists the modules a text passes through, `N_Pooling/config.json` says how the pooling module pools. What is understood: one
-//! transformer, one pooling of one kind, a normalisation after it, and dropout, which does nothing outside of training. Another module is
-//! remembered by its type, since a graph may well compute it: whoever has to compute it here refuses it.
+//! transformer, one pooling of one kind, a normalisation after it, and dropout, which does nothing outside of training. Another module, or another kind
+//! of pooling, is remembered, since a graph may well compute it: whoever has to compute it here refuses it.
 
 use logitcache::error::{Error, Result};
 use logitcache::target::Pooling;
@@ -16,16 +16,23 @@ pub(super) const MODULES: &str = "modules.json";
 /// What the files say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct SentenceFiles {
-    /// `modules.json`.
-    pub path: PathBuf,
     /// How states are pooled; none where no module pools.
     pub pooling: Option<Pooling>,
     /// Whether the vector is scaled to length 1.
     pub normalized: bool,
-    /// The type of the first module that is not understood.
-    pub unknown: Option<String>,
+    /// The first thing that is not understood.
+    pub unknown: Option<Unknown>,
     /// The files that belong to modules, relative to the directory of `modules.json`.
     pub module_files: Vec<PathBuf>,
+}
+
+/// What cannot be computed outside of the graph.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Unknown {
+    pub path: PathBuf,
+    pub field: &'static str,
+    pub expected: &'static str,
+    pub found: String,
 }
 
 #[derive(Deserialize)]
@@ -40,23 +47,29 @@ impl SentenceFiles {
     /// Reads `modules.json` at `path`, and the pooling's configuration.
     ///
     /// # Errors
-    /// [`Error::Data`] for a list that cannot be followed: no JSON, a path out of the directory, a pooling whose configuration is missing or is of
-    /// several kinds or of one that is not understood.
+    /// [`Error::Data`] for a list that cannot be followed: no JSON, a path out of the directory, a pooling whose configuration is missing.
     pub(super) fn read(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
         let modules: Vec<Module> = serde_json::from_slice(&bytes).map_err(Error::library("parse", path))?;
         let directory = path.parent().unwrap_or(Path::new(""));
-        let mut files = Self { path: path.to_owned(), ..Self::default() };
+        let mut files = Self::default();
         for (index, module) in modules.iter().enumerate() {
             let folder = inside(path, &module.path)?;
             match module.kind.rsplit('.').next().unwrap_or_default() {
                 "Transformer" if index == 0 => continue,
                 "Pooling" if files.pooling.is_none() && files.unknown.is_none() => {
-                    files.pooling = Some(pooling(&directory.join(&folder).join("config.json"))?);
+                    match pooling(&directory.join(&folder).join("config.json"))? {
+                        Ok(pooling) => files.pooling = Some(pooling),
+                        Err(unknown) => files.unknown = Some(unknown),
+                    }
                 }
-                "Normalize" if files.pooling.is_some() => files.normalized = true,
+                "Normalize" if index > 1 => files.normalized = true,
                 "Dropout" => {}
-                _ => files.unknown = files.unknown.or_else(|| Some(module.kind.clone())),
+                _ => {
+                    let expected = "a Transformer, a Pooling and at most a Normalize module, which can be computed outside of the graph";
+                    let unknown = Unknown { path: path.to_owned(), field: "type", expected, found: module.kind.clone() };
+                    files.unknown = files.unknown.or(Some(unknown));
+                }
             }
             let file = folder.join("config.json");
             if !module.path.is_empty() && directory.join(&file).is_file() {
@@ -77,7 +90,7 @@ fn inside(modules: &Path, path: &str) -> Result<PathBuf> {
 }
 
 /// The one kind of pooling that a configuration names: by a key `pooling_mode`, or by the one `pooling_mode_...` that is true.
-fn pooling(path: &Path) -> Result<Pooling> {
+fn pooling(path: &Path) -> Result<std::result::Result<Pooling, Unknown>> {
     let bytes = match std::fs::read(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let remedy = "copy the folder from the sentence encoder's directory";
@@ -93,16 +106,15 @@ fn pooling(path: &Path) -> Result<Pooling> {
     };
     let flags = fields.iter().filter(|(_, value)| **value == Value::Bool(true));
     kinds.extend(flags.filter_map(|(key, _)| key.strip_prefix("pooling_mode_")).map(str::to_owned));
-    match kinds.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+    Ok(match kinds.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["mean" | "mean_tokens"] => Ok(Pooling::Mean),
         ["cls" | "cls_token"] => Ok(Pooling::Cls),
         ["max" | "max_tokens"] => Ok(Pooling::Max),
         _ => {
             let found = if kinds.is_empty() { "none".to_owned() } else { kinds.join(" and ") };
-            let remedy = "use a teacher that pools so, or one whose graph has the output sentence_embedding";
-            Err(Error::data(path, "pooling_mode", "one of mean, cls and max", found, remedy))
+            Err(Unknown { path: path.to_owned(), field: "pooling_mode", expected: "one of mean, cls and max", found })
         }
-    }
+    })
 }
 
 #[cfg(test)]
@@ -147,20 +159,21 @@ mod tests {
     }
 
     #[test]
-    fn other_modules_are_remembered_and_other_poolings_refused() {
+    fn what_is_not_understood_is_remembered_and_what_is_broken_refused() {
         let dense = modules(&[TRANSFORMER, POOLING, "sentence_transformers.models.Dense", "sentence_transformers.models.Normalize"]);
         let files = read(&dense, Some(r#"{"pooling_mode_mean_tokens": true}"#)).unwrap();
-        assert_eq!(files.unknown.as_deref(), Some("sentence_transformers.models.Dense"));
+        assert_eq!(files.unknown.unwrap().found, "sentence_transformers.models.Dense");
         let listed = modules(&[TRANSFORMER, POOLING]);
-        for (config, part) in [
-            (Some(r#"{"pooling_mode_lasttoken": true}"#), "found lasttoken"),
-            (Some(r#"{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": true}"#), "found cls_token and mean_tokens"),
-            (Some("{}"), "found none"),
-            (None, "no such file"),
+        for (config, found) in [
+            (r#"{"pooling_mode_lasttoken": true}"#, "lasttoken"),
+            (r#"{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": true}"#, "cls_token and mean_tokens"),
+            ("{}", "none"),
         ] {
-            let error = read(&listed, config).unwrap_err().to_string();
-            assert!(error.contains("1_Pooling") && error.contains(part), "{error}");
+            let unknown = read(&listed, Some(config)).unwrap().unknown.unwrap();
+            assert!(unknown.found == found && unknown.path.ends_with("1_Pooling/config.json"), "{unknown:?}");
         }
+        let error = read(&listed, None).unwrap_err().to_string();
+        assert!(error.contains("1_Pooling") && error.contains("no such file"), "{error}");
         let error = read(r#"[{"path": "../x", "type": "a.Transformer"}]"#, None).unwrap_err().to_string();
         assert!(error.contains("modules.json: path") && error.contains("../x"), "{error}");
         assert!(read("{}", None).is_err());

@@ -97,6 +97,56 @@ fn a_byte_level_tokenizer_tells_words_and_frame() {
     assert_eq!(encoded[1].text.ids.len(), 2, "two bytes, never unknown");
 }
 
+/// The ids and segments that the library's own template makes of a pair, and those put together from the frame.
+fn pair_both_ways(tokenizer: &Tokenizer, a: &str, b: &str) -> [(Vec<u32>, Vec<u32>); 2] {
+    let encoding = tokenizer.encode((a, b), true).unwrap();
+    let own = open(tokenizer).unwrap();
+    let frame = own.pair_frame().unwrap();
+    let pair = Document { pair: Some(b.to_owned()), ..documents(&[a]).remove(0) };
+    let EncodedDocument { text, pair } = own.encode_batch(&[pair]).unwrap().remove(0);
+    let pair = pair.unwrap();
+    let of = |segment: u8, ids: &[u32]| vec![segment; ids.len()];
+    let [before, between, after] = &frame.frame_segments;
+    let segments = [&before[..], &of(frame.segments[0], &text.ids), between, &of(frame.segments[1], &pair.ids), after]
+        .concat()
+        .into_iter()
+        .map(u32::from);
+    let ids = [&frame.prefix[..], &text.ids, &frame.middle, &pair.ids, &frame.suffix].concat();
+    [(encoding.get_ids().to_vec(), encoding.get_type_ids().to_vec()), (ids, segments.collect())]
+}
+
+#[test]
+fn the_frame_of_pairs_is_that_of_the_tokenizers_template() {
+    let mut tokenizer = word_piece(&WORD_PIECES);
+    for (a, b) in [("a distillation", "a a"), ("a", "a"), ("a", "zebra a")] {
+        let [library, own] = pair_both_ways(&tokenizer, a, b);
+        assert_eq!(library, own);
+    }
+    let frame = open(&tokenizer).unwrap().pair_frame().unwrap().clone();
+    assert_eq!((frame.prefix, frame.middle, frame.suffix, frame.segments), (vec![2], vec![3], vec![3], [0, 1]));
+    // As RoBERTa has it: two separators, one segment.
+    tokenizer.with_post_processor(Some(RobertaProcessing::new(("[SEP]".to_owned(), 3), ("[CLS]".to_owned(), 2))));
+    let [library, own] = pair_both_ways(&tokenizer, "a distillation", "a a");
+    assert_eq!(library, own);
+    assert_eq!(open(&tokenizer).unwrap().pair_frame().unwrap().middle, [3, 3]);
+    assert_eq!(open(&tokenizer).unwrap().pair_frame().unwrap().segments, [0, 0]);
+}
+
+#[test]
+fn words_given_one_by_one_keep_their_numbers() {
+    let tokenizer = open(&word_piece(&WORD_PIECES)).unwrap();
+    let words = ["distillation", "a", "", "a-a"].map(str::to_owned).to_vec();
+    let document = Document { text: Text::Words(words), ..documents(&[""]).remove(0) };
+    let encoded = tokenizer.encode_batch(&[document]).unwrap().remove(0).text;
+    assert_eq!(encoded, Encoded { ids: vec![5, 6, 7, 8, 8, 1, 8], words: vec![0, 0, 0, 1, 3, 3, 3] });
+    assert!(tokenizer.knows_single_words());
+    let mut bytes = word_piece(&WORD_PIECES);
+    bytes.with_pre_tokenizer(Some(ByteLevel::default().add_prefix_space(false)));
+    assert!(!open(&bytes).unwrap().knows_single_words());
+    bytes.with_pre_tokenizer(Some(ByteLevel::default().add_prefix_space(true)));
+    assert!(open(&bytes).unwrap().knows_single_words());
+}
+
 #[test]
 fn truncation_and_padding_of_the_file_are_off() {
     let mut tokenizer = word_piece(&WORD_PIECES);

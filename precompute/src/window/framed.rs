@@ -76,9 +76,8 @@ impl Windows {
         self.counts.truncated += u64::from(first.ids.len().max(second.ids.len()) > room);
         let sequence = |encoded: &Encoded| {
             let length = encoded.ids.len().min(room);
-            let mut sequence = self.in_frame(&encoded.ids[..length], &encoded.words[..length]);
-            self.answer(&mut sequence, gold);
-            sequence
+            let label_values = if let Gold::Values(values) = gold { values.clone() } else { Vec::new() };
+            Sequence { label_values, ..self.in_frame(&encoded.ids[..length], &encoded.words[..length]) }
         };
         vec![sequence(first), sequence(second)]
     }
@@ -101,7 +100,7 @@ impl Windows {
             sequence.labels = vec![if let Gold::Class(class) = gold { *class as i32 } else { IGNORED_LABEL }];
         }
         if let Gold::Values(values) = gold
-            && (task.problem.is_some() || task.task == Task::SentenceEmbedding)
+            && task.problem.is_some()
         {
             sequence.label_values.clone_from(values);
         }

@@ -235,8 +235,10 @@ fn a_pair_of_sentences_is_two_sequences_side_by_side() {
     let seen: Vec<_> = found.iter().map(|s| (s.sequence_id, s.document_id, s.input_ids.as_slice(), s.label_values.as_slice())).collect();
     assert_eq!(seen, [(0, 3, &[2, 10, 3][..], &[0.5][..]), (1, 3, &[2, 10, 11, 12, 3], &[0.5])]);
     assert_eq!(windows.cut(4, &pair(0, 2), &Gold::Unknown), []);
+    let alone = EncodedDocument { text: document(1), pair: None };
+    assert!(windows.cut(5, &alone, &Gold::Values(vec![0.5]))[0].label_values.is_empty(), "what stands alone is like nothing");
     let counts = windows.counts();
-    assert_eq!((counts.documents, counts.dropped_short, counts.truncated, counts.sequences), (2, 1, 1, 2));
+    assert_eq!((counts.documents, counts.dropped_short, counts.truncated, counts.sequences), (3, 1, 1, 3));
 }
 
 #[test]

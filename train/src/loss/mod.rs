@@ -212,6 +212,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_step_without_gold_answers_has_no_gold() {
+        let objective: Objective = "ce=1,gold=0.5".parse().unwrap();
+        let weight = |labelled| {
+            let normalisers = Normalisers { asked: 4, labelled, ..Normalisers::default() };
+            StepObjective::new(&objective, (0, 1), 1.0, normalisers).weights.get(Part::Gold)
+        };
+        assert_eq!((weight(0), weight(3)), (0.0, 0.5));
+    }
+
+    #[test]
     fn parts_of_micro_batches_add_up() {
         let weights = Weights::of(&[(Part::Ce, 5.0), (Part::Mlm, 2.0), (Part::Cos, 1.0)]);
         let parts = |ce, mlm, cos| LossParts::new(&weights, [ce, 0.0, 0.0, 0.0, 0.0, mlm, cos, 0.0, 0.0, 0.0, 0.0]);

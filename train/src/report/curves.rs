@@ -116,7 +116,7 @@ fn figure_panels(lines: &[Line]) -> Vec<Panel> {
         };
         evaluations().filter_map(point).collect::<Vec<_>>()
     };
-    let last = evaluations().last().map_or_else(Vec::new, |last| last.evaluation.figures());
+    let last = evaluations().next_back().map_or_else(Vec::new, |last| last.evaluation.figures());
     let panel = |(title, figures): (&'static str, Vec<(&'static str, Figure)>)| {
         let mut series = Vec::new();
         for (number, (name, figure)) in figures.into_iter().enumerate() {
