@@ -30,7 +30,7 @@ demo: build onnxruntime ## ask the demo teacher about 6,000 reactions, distil it
 	$(BIN)/precompute --teacher data/teacher --corpus data/corpus/train.txt --out $(DEMO)/cache
 	$(BIN)/precompute --teacher data/teacher --corpus data/corpus/heldout.txt --out $(DEMO)/heldout-cache
 	$(BIN)/train --cache $(DEMO)/cache --eval-cache $(DEMO)/heldout-cache --out $(DEMO)/student-$(SEED) \
-	    --init-from data/teacher/model.safetensors --layers 6 --epochs 2 --dropout 0 --seed $(SEED)
+	    --init-from data/teacher/model.onnx --layers 6 --epochs 2 --dropout 0 --seed $(SEED)
 	$(BIN)/train export --student $(DEMO)/student-$(SEED) --onnx
 	$(BIN)/precompute time data/teacher $(DEMO)/student-$(SEED) --batch 1,16 --length 89 --out $(DEMO)/student-$(SEED)/speed.json
 	$(BIN)/train report --student $(DEMO)/student-$(SEED)
@@ -42,6 +42,7 @@ test-transformers: announce build onnxruntime ## make the reference numbers anew
 	@$(MAKE) --no-print-directory $(TRANSFORMERS)/ready
 	$(TRANSFORMERS)/bin/python $(SCRIPTS)/make_golden.py --check
 	$(TRANSFORMERS)/bin/python $(SCRIPTS)/make_onnx_fixtures.py --check
+	$(TRANSFORMERS)/bin/python $(SCRIPTS)/make_teachers.py --check
 	$(MAKE) --no-print-directory $(TRANSFORMERS)/students
 	$(TRANSFORMERS)/bin/python tests/python/student_in_transformers.py $(TRANSFORMERS)/students/*
 	$(TRANSFORMERS)/bin/python tests/python/tensorboard_reads.py $(TRANSFORMERS)/students/*
@@ -51,25 +52,57 @@ test-transformers: announce build onnxruntime ## make the reference numbers anew
 announce:
 	@test -e $(TRANSFORMERS)/ready || echo "This fetches about 3 GB of Python wheels (PyTorch with what it brings) into $(TRANSFORMERS)."
 
-# Students of a few steps and their own answers, for transformers to compare with; made anew each time. One of every family that starts from
-# the teacher, and others that differ from it in width, depth and activation.
-STUDENTS := distilbert bert roberta albert narrow activation
-FROM_TEACHER := --init-from data/teacher/model.safetensors
-distilbert := --family distilbert $(FROM_TEACHER)
-bert := --family bert $(FROM_TEACHER)
-roberta := --family roberta $(FROM_TEACHER)
-albert := --family albert --embedding-size 256 --layers 3 $(FROM_TEACHER)
-narrow := --family bert --hidden-size 96 --heads 3 --feed-forward 200 --layers 2 --loss ce=5,mlm=2 \
-    --init-widths importance $(FROM_TEACHER)
-activation := --family albert --activation gelu_new --embedding-size 48
+# Students of a few steps and their own answers, for transformers, sentence-transformers and ONNX Runtime to compare with; made anew each time. NAME
+# stands for its teacher's directory and the flags of its training. One of every family for every task, and others that differ from their
+# teacher in width, depth and activation.
+STUDENTS := distilbert bert roberta albert narrow activation \
+    classifier multilabel regression unnamed tagger-distilbert tagger-bert tagger-roberta tagger-albert \
+    sentence-distilbert sentence-bert sentence-roberta sentence-albert llama gpt2 llama-narrow
+SMALL := data/golden/teachers
+from = $(1) --init-from $(1)
+small = $(SMALL)/$(1) --layers 2
+from_small = $(call small,$(1)) --init-from $(SMALL)/$(1)
+distilbert := $(call from,data/teacher) --family distilbert
+bert := $(call from,data/teacher) --family bert
+roberta := $(call from,data/teacher) --family roberta
+albert := $(call from,data/teacher) --family albert --embedding-size 256 --layers 3
+narrow := $(call from,data/teacher) --family bert --hidden-size 96 --heads 3 --feed-forward 200 --layers 2 --loss ce=5,mlm=2 --init-widths importance
+activation := data/teacher --family albert --activation gelu_new --embedding-size 48
+classifier := $(call from_small,bert-classifier) --family bert
+multilabel := $(call from_small,roberta-multilabel) --family roberta
+regression := $(call from_small,distilbert-regression) --family distilbert
+unnamed := $(call from_small,albert-classifier) --family albert
+tagger-distilbert := $(call from_small,distilbert-tagger) --family distilbert
+tagger-bert := $(call from_small,bert-tagger) --family bert
+tagger-roberta := $(call from_small,roberta-tagger) --family roberta
+tagger-albert := $(call from_small,albert-tagger) --family albert
+sentence-distilbert := $(call from_small,distilbert-sentence) --family distilbert
+sentence-bert := $(call from_small,bert-sentence) --family bert --hidden-size 8
+sentence-roberta := $(call small,mpnet-sentence) --family roberta
+sentence-albert := $(call small,bert-sentence) --family albert --embedding-size 8
+llama := $(call from_small,llama)
+gpt2 := $(call from_small,gpt2)
+llama-narrow := $(call small,llama) --hidden-size 8 --heads 2 --feed-forward 20
+teacher_of = $(firstword $($(1)))
+cache_of = $(TRANSFORMERS)/students-caches/$(notdir $(1))
+
+define make_cache
+$(BIN)/precompute --quiet --teacher $(1) --corpus data/corpus/heldout.txt --limit 120 --max-length 64 --out $(call cache_of,$(1))
+
+endef
+define make_student
+$(BIN)/train --quiet --cache $(call cache_of,$(call teacher_of,$(1))) --out $@/$(1) --steps 8 --eval-fraction 0.1 $(wordlist 2,99,$($(1)))
+$(BIN)/train export --student $@/$(1) --onnx
+$(CARGO) run --quiet --release --locked --package train --example student_answers -- \
+    $@/$(1) $(call cache_of,$(call teacher_of,$(1))) 16 $@/$(1)/answers.safetensors
+
+endef
 
 .PHONY: $(TRANSFORMERS)/students
 $(TRANSFORMERS)/students:
-	rm -rf $@ $@-cache
-	$(BIN)/precompute --quiet --teacher data/teacher --corpus data/corpus/heldout.txt --out $@-cache
-	$(foreach student,$(STUDENTS),$(BIN)/train --quiet --cache $@-cache --out $@/$(student) --steps 8 $($(student)) && \
-	    $(CARGO) run --quiet --release --locked --package train --example student_logits -- \
-	        $@/$(student) $@-cache 16 $@/$(student)/answers.safetensors &&) true
+	rm -rf $@ $@-caches
+	$(foreach teacher,$(sort $(foreach student,$(STUDENTS),$(call teacher_of,$(student)))),$(call make_cache,$(teacher)))
+	$(foreach student,$(STUDENTS),$(call make_student,$(student)))
 
 bench: build ## measure the top-k, a training step, and the memory of training on the demo's two caches
 	$(CARGO) bench --locked --package precompute --bench topk

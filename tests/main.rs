@@ -2,6 +2,8 @@
 
 #[path = "suite/config_file.rs"]
 mod config_file;
+#[path = "suite/corpora.rs"]
+mod corpora;
 #[path = "suite/fixtures.rs"]
 mod fixtures;
 #[path = "suite/goldens/mod.rs"]
@@ -10,6 +12,8 @@ mod goldens;
 mod objectives;
 #[path = "suite/onnx_export.rs"]
 mod onnx_export;
+#[path = "suite/onnx_heads.rs"]
+mod onnx_heads;
 #[path = "suite/readers.rs"]
 mod readers;
 #[path = "suite/readme.rs"]

@@ -4,7 +4,7 @@
     pip download --no-deps rxnfp==0.1.0 readretro==1.2.0 --dest target/packages      (80 MB)
     target/venv-transformers/bin/python data/scripts/make_data.py --packages target/packages --out target/data
 
-Writes teacher/, corpus/ and licenses/ below --out and prints each file's sha256 and size. With the pinned versions of
+Writes teacher/, corpus/, licenses/ and golden/teacher-weights.json below --out and prints each file's sha256 and size. With the pinned versions of
 requirements-transformers.txt the files are those of the repo; only config.json and model.onnx carry the versions of their writers.
 """
 
@@ -16,7 +16,6 @@ import zipfile
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForMaskedLM
 
@@ -122,13 +121,19 @@ def export(model: BertForMaskedLM, path: Path) -> None:
     )
 
 
-def make_teacher(package: zipfile.ZipFile, out: Path) -> None:
-    """The Hugging Face directory with its ONNX export."""
+def digests(model: BertForMaskedLM) -> dict[str, dict]:
+    """Shape and sha256 (of the little-endian float32 values, row-major) of each parameter: what a reader of model.onnx must find."""
+    weights = {name: value.numpy() for name, value in model.state_dict().items() if name not in TIED and "position_ids" not in name}
+    return {name: {"shape": list(value.shape), "sha256": hashlib.sha256(value.astype("<f4").tobytes()).hexdigest()} for name, value in weights.items()}
+
+
+def make_teacher(package: zipfile.ZipFile, out: Path, digests_to: Path) -> None:
+    """The directory of an export: model.onnx is the one place of the weights."""
     out.mkdir(parents=True, exist_ok=True)
     model = load_model(package)
-    weights = {name: value.clone().contiguous() for name, value in model.state_dict().items() if name not in TIED}
-    weights = {name: value for name, value in weights.items() if "position_ids" not in name}
-    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+    lines = [f"{json.dumps(name)}: {json.dumps(facts)}" for name, facts in digests(model).items()]
+    digests_to.parent.mkdir(parents=True, exist_ok=True)
+    digests_to.write_text("{\n" + ",\n".join(lines) + "\n}\n")
     model.config.save_pretrained(out)
     words = package.read(f"{MODEL}/vocab.txt").decode().splitlines()
     make_tokenizer({word: identifier for identifier, word in enumerate(words)}).save(str(out / "tokenizer.json"))
@@ -145,7 +150,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rxnfp, readretro = wheel(arguments.packages, "rxnfp"), wheel(arguments.packages, "readretro")
     make_corpus(readretro, arguments.out / "corpus")
-    make_teacher(rxnfp, arguments.out / "teacher")
+    make_teacher(rxnfp, arguments.out / "teacher", arguments.out / "golden" / "teacher-weights.json")
     (arguments.out / "licenses").mkdir(exist_ok=True)
     for name, package in (("rxnfp", rxnfp), ("readretro", readretro)):
         (licence,) = (member for member in package.namelist() if member.endswith("dist-info/LICENSE"))

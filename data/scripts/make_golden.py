@@ -12,9 +12,11 @@ from pathlib import Path
 
 import torch
 
+from golden.decoders import make_decoders
 from golden.demo_student import make_real_student
 from golden.families import make_families
 from golden.files import GOLDEN, compare
+from golden.heads import make_heads
 from golden.objectives import make_objectives
 from golden.small_student import make_small_student
 from golden.teacher import make_teacher
@@ -33,6 +35,8 @@ def main() -> int:
         torch.set_num_threads(1)  # tensors of a few hundred numbers: threads would only wait for each other
         make_objectives(out / "objectives")
         make_families(out / "families")
+        make_heads(out / "heads")
+        make_decoders(out / "decoders")
         if not arguments.check:
             return 0
         made = sorted(path for path in out.rglob("*") if path.is_file())

@@ -87,24 +87,75 @@ fn command() -> Command {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Corpus")]
 pub struct CorpusArguments {
-    /// Files or directories of text or JSONL, plain or compressed by gzip or zstd; a directory is read in sorted order. Required.
+    /// Files or directories of text, JSONL, CSV, TSV, CoNLL columns or Parquet, all but Parquet plain or compressed by gzip or zstd; a
+    /// directory is read in sorted order. Required.
     #[arg(long, value_name = "PATH", num_args = 1..)]
     pub corpus: Vec<PathBuf>,
+    /// The format of every file, whatever its name says: `text`, `jsonl`, `csv`, `tsv`, `conll` or `parquet`.
+    #[arg(long, value_name = "NAME")]
+    pub format: Option<String>,
     /// What one document of a text file is: a `line`, or a `block` of lines up to a blank one.
     #[arg(long, value_name = "UNIT", default_value = "line")]
     pub document: String,
-    /// The field of a JSONL line that holds the text.
+    /// The field or column that holds the text, in every format but plain text. A column may also be given by its number from 1.
     #[arg(long, value_name = "NAME", default_value = "text")]
     pub text_field: String,
-    /// Tokens of the longest sequence, special tokens included; longer documents are cut into several sequences.
+    /// The field or column that holds the second text of a pair. A pair is one sequence in the tokenizer's template for pairs, or for sentence
+    /// embeddings two.
+    #[arg(long, value_name = "NAME")]
+    pub text_pair_field: Option<String>,
+    /// The field or column that holds the text as a list of words, instead of --text-field; in CoNLL files by its number (1 by default) or
+    /// `last`. Text in it is split at white space.
+    #[arg(long, value_name = "NAME")]
+    pub words_field: Option<String>,
+    /// The field or column that holds the right answer: a class by its name or id, one for each word, several of them, numbers, or the
+    /// likeness of a pair. Several columns, one for each number, have commas between. Without an answer: null, nothing, -1 or -100.
+    #[arg(long, value_name = "NAME[,NAME...]", value_delimiter = ',')]
+    pub label_field: Vec<String>,
+    /// What stands between the fields of CSV and TSV files: one character, or `tab`. By default a comma in .csv and a tab in .tsv files.
+    #[arg(long, value_name = "CHARACTER")]
+    pub delimiter: Option<String>,
+    /// What stands around fields of CSV and TSV files that hold a delimiter or a line end: one character, or `none` where quotes are text.
+    #[arg(long, value_name = "CHARACTER", default_value = "\"")]
+    pub quote: String,
+    /// The first line of CSV and TSV files is a record: their columns have numbers, from 1, and no names.
+    #[arg(long)]
+    pub no_header: bool,
+    /// Malformed records that are skipped and counted; by default the first one ends the run with its file and line.
+    #[arg(long, value_name = "COUNT", default_value_t = 0)]
+    pub skip_bad: u64,
+    /// Read the documents in a random order: the same for the same seed and corpus. It takes as much disk, in --out, as the texts.
+    #[arg(long, value_name = "NUMBER")]
+    pub shuffle_seed: Option<u64>,
+    /// Documents left out at the beginning, after shuffling.
+    #[arg(long, value_name = "COUNT", default_value_t = 0)]
+    pub skip: u64,
+    /// Documents taken, at most, after those skipped; by default all.
+    #[arg(long, value_name = "COUNT")]
+    pub limit: Option<u64>,
+    /// Tokens of the longest sequence, special tokens included.
     #[arg(long, value_name = "TOKENS", default_value_t = 128)]
     pub max_length: usize,
-    /// Tokens of the shortest sequence kept, special tokens included; shorter documents are dropped and counted.
-    #[arg(long, value_name = "TOKENS", default_value_t = 12)]
-    pub min_tokens: usize,
-    /// Share of the non-special tokens that are masked: of them 80 % by the mask, 10 % by a random token, 10 % left.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.15)]
-    pub mask_probability: f64,
+    /// Tokens of the shortest sequence kept, special tokens included; shorter documents are dropped and counted. 12 by default for masked-lm,
+    /// for the other tasks whatever has a token to ask about.
+    #[arg(long, value_name = "TOKENS")]
+    pub min_tokens: Option<usize>,
+    /// What becomes of a document longer than --max-length: `cut` into several sequences, or `truncate` to its first. By default cut; for
+    /// answers about whole sequences, and for pairs, truncated.
+    #[arg(long, value_name = "WHAT")]
+    pub long_documents: Option<String>,
+    /// Tokens that each sequence of a document that is cut repeats of the one before it. Gold answers count where they come first; a causal
+    /// language model is asked about the repeated ones only once.
+    #[arg(long, value_name = "TOKENS", default_value_t = 0)]
+    pub stride: usize,
+    /// For causal-lm: put the documents one after the other and cut them to full length. Attention and positions cross from one to the next,
+    /// as in the pre-training of such models; no token is asked to foretell another document.
+    #[arg(long)]
+    pub pack: bool,
+    /// Share of the non-special tokens that are masked: of them 80 % by the mask, 10 % by a random token, 10 % left. 0.15 by default; masks are
+    /// for masked-lm alone.
+    #[arg(long, value_name = "SHARE")]
+    pub mask_probability: Option<f64>,
     /// Draw rare tokens more often, with weight count^-EXPONENT (DistilBERT: 0.7). Off by default; needs a count of the whole corpus.
     #[arg(long, value_name = "EXPONENT")]
     pub mask_smoothing: Option<f64>,
@@ -123,12 +174,20 @@ pub struct CorpusArguments {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Teacher")]
 pub struct TeacherArguments {
-    /// A directory with model.onnx, config.json and tokenizer.json, as Optimum exports it, or a model file (with --tokenizer). Required.
+    /// A directory with model.onnx, config.json and tokenizer.json, as Optimum exports it (or with onnx/model.onnx), or a model file (with
+    /// --tokenizer). Required.
     #[arg(long, value_name = "PATH")]
     pub teacher: Option<PathBuf>,
     /// The tokenizer.json to use; by default the teacher directory's.
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,
+    /// What the teacher answers: `masked-lm`, `sequence-classification`, `token-classification`, `sentence-embedding` or `causal-lm`. By default
+    /// what its outputs and its config.json say.
+    #[arg(long, value_name = "TASK")]
+    pub task: Option<String>,
+    /// How a sentence encoder's token states become one vector, where there is no modules.json that says so: `mean`, `cls` or `max`.
+    #[arg(long, value_name = "NAME")]
+    pub pooling: Option<String>,
     /// Where ONNX Runtime computes. `cpu` is the only provider of this version.
     #[arg(long, value_name = "NAME", default_value = "cpu")]
     pub provider: String,
@@ -148,22 +207,25 @@ pub struct TeacherArguments {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Target")]
 pub struct TargetArguments {
-    /// Largest logits stored per position; cut to the vocabulary, with a note.
-    #[arg(long, value_name = "K", default_value_t = 64)]
-    pub top_k: u32,
-    /// Temperatures to store log-normalisers for, such as `2` or `1,2,4`; the first scales the stored logits. 1 is always stored.
-    #[arg(long, value_name = "T[,T...]", default_value = "2")]
-    pub temperature: String,
-    /// Hidden states to store: `last`, `none`, `all`, or layers such as `0,6,12` (0 is the embedding output).
-    #[arg(long, value_name = "LAYERS", default_value = "last")]
-    pub hidden_layers: String,
+    /// Largest logits that a language model's positions store: 64 by default, cut to the vocabulary, with a note. Classifiers store all.
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<u32>,
+    /// Temperatures to store log-normalisers for, such as `2` (the default) or `1,2,4`; the first scales the stored logits. 1 is always stored,
+    /// and alone where the answers are no logits.
+    #[arg(long, value_name = "T[,T...]")]
+    pub temperature: Option<String>,
+    /// Hidden states to store: `last`, `none`, `all`, or layers such as `0,6,12` (0 is the embedding output). By default `last` for masked-lm,
+    /// `none` for the other tasks.
+    #[arg(long, value_name = "LAYERS")]
+    pub hidden_layers: Option<String>,
     /// The tensor of the graph that is a layer's hidden state, where it cannot be found; may be given several times.
     #[arg(long, value_name = "LAYER=NAME")]
     pub hidden_tensor: Vec<String>,
     /// Positions with targets: `tokens` (all but special ones), `masked`, `all`, or a share such as `0.3`: the masked ones and as many
-    /// others, drawn at random, as make it up.
-    #[arg(long, value_name = "RULE", default_value = "tokens")]
-    pub positions: String,
+    /// others, drawn at random, as make it up; for causal-lm `next`, `all` or a share. By default `tokens` or `next`; answers for whole
+    /// sequences have no positions.
+    #[arg(long, value_name = "RULE")]
+    pub positions: Option<String>,
     /// Rounding of stored logits and hidden states: `float16` or `float32`.
     #[arg(long, value_name = "NAME", default_value = "float16")]
     pub precision: String,

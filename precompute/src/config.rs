@@ -1,14 +1,22 @@
 //! What was typed -> what it means. [`Config::check`] is the only way to a configuration that can run; every refusal names the flag,
 //! what it accepts, what it was given and what to type instead. What only the teacher can tell (its vocabulary, its longest input) is
-//! checked by [`Config::target_spec`], before any work.
+//! checked by [`Config::target_spec`], before any work; what a flag means for the teacher's task is in [`by_task`].
+
+pub mod by_task;
+mod corpus;
 
 use crate::cli::{Arguments, CorpusArguments, TargetArguments, TeacherArguments};
-use crate::corpus::DocumentUnit;
-use crate::teacher::HiddenLayers;
+use crate::corpus::CorpusOptions;
+use crate::teacher::{HiddenLayers, Purpose};
+use crate::window::WindowOptions;
+pub use by_task::TeacherFacts;
 use logitcache::error::{Error, Result};
-use logitcache::target::{PositionRule, Precision, TargetSpec, Task, UncheckedTargetSpec};
+use logitcache::target::{Pooling, PositionRule, Precision, Task};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+
+/// Share of the tokens that are masked, unless --mask-probability says otherwise (Devlin et al. 2018).
+pub const DEFAULT_MASK_PROBABILITY: f64 = 0.15;
 
 /// A run whose flags agree with each other.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,22 +28,20 @@ pub struct Config {
     pub tokenizer: Option<PathBuf>,
     /// The runtime's library, where it was named.
     pub onnxruntime: Option<PathBuf>,
+    /// What the user says of the teacher.
+    pub purpose: Purpose,
     /// Execution provider.
     pub provider: String,
     /// Threads of the teacher, and of the work around it.
     pub threads: usize,
-    /// Tokens of a batch, padding included; at least `max_length`.
+    /// Tokens of a batch, padding included; at least the longest sequence.
     pub batch_tokens: usize,
     /// Files and directories, in the order typed.
     pub corpus: Vec<PathBuf>,
-    /// What a document of a text file is.
-    pub document: DocumentUnit,
-    /// Field of a JSONL line.
-    pub text_field: String,
-    /// Longest sequence in tokens, special ones included.
-    pub max_length: usize,
-    /// Shortest sequence kept in tokens, special ones included.
-    pub min_tokens: usize,
+    /// How they are read.
+    pub reading: CorpusOptions,
+    /// How documents are cut.
+    pub windows: WindowOptions,
     /// Share of non-special tokens masked, in (0, 1].
     pub mask_probability: f64,
     /// Exponent of DistilBERT's smoothing.
@@ -46,12 +52,14 @@ pub struct Config {
     pub passes: u16,
     /// The seed of every draw.
     pub seed: u64,
+    /// Flags of masking that were typed; masks are for masked-lm alone.
+    pub masking_flags: Vec<&'static str>,
     /// k as asked for; [`Config::target_spec`] cuts it to the vocabulary.
-    pub top_k: u32,
+    pub top_k: Option<u32>,
     /// Temperatures in stored order: as asked for, then 1 if it was not among them.
-    pub temperatures: Vec<f32>,
-    /// Positions with targets.
-    pub positions: PositionRule,
+    pub temperatures: Option<Vec<f32>>,
+    /// Positions with targets, where they were named: see [`Config::position_rule`].
+    pub positions: Option<PositionRule>,
     /// Hidden states asked for.
     pub hidden_layers: HiddenLayers,
     /// Tensors named by hand.
@@ -68,25 +76,6 @@ pub struct Config {
     pub quiet: bool,
 }
 
-/// What only the opened teacher and tokenizer can tell.
-#[derive(Clone, Debug)]
-pub struct TeacherFacts {
-    /// Length of a logits row.
-    pub vocabulary_size: usize,
-    /// Positions the model can take, where its config.json says so.
-    pub maximum_length: Option<usize>,
-    /// Whether the graph takes segment ids.
-    pub token_type_ids: bool,
-    /// Exposed layers, ascending.
-    pub hidden_layers: Vec<u32>,
-    /// Width of a hidden state; 0 where none is exposed.
-    pub hidden_size: usize,
-    /// Ids the tokenizer can give: its largest id + 1.
-    pub tokenizer_size: usize,
-    /// `tokenizer.json`, for the message.
-    pub tokenizer: PathBuf,
-}
-
 impl Config {
     /// Gives the typed arguments their meaning. `cores` is the default number of threads.
     ///
@@ -94,10 +83,10 @@ impl Config {
     /// [`Error::Usage`] for the first flag, or pair of flags, that cannot be run.
     pub fn check(arguments: Arguments, cores: usize) -> Result<Self> {
         let Arguments { corpus, teacher, target, output } = arguments;
-        check_corpus(&corpus)?;
+        corpus::check(&corpus)?;
         check_teacher(&teacher, corpus.max_length)?;
         at_least_one("--shard-sequences", output.shard_sequences)?;
-        at_least_one("--top-k", target.top_k as usize)?;
+        at_least_one("--top-k", target.top_k.map_or(1, |k| k as usize))?;
         let out = output.out.filter(|out| !out.as_os_str().is_empty());
         if out.is_none() && !output.dry_run {
             return Err(Error::usage("--out", "the directory of the cache", "nothing", "add --out DIR, or --dry-run to write nothing"));
@@ -105,27 +94,30 @@ impl Config {
         let teacher_path = teacher.teacher.filter(|path| !path.as_os_str().is_empty());
         let teacher_path = teacher_path
             .ok_or_else(|| Error::usage("--teacher", "the directory of an ONNX export, or a model file", "nothing", "add --teacher DIR"))?;
-        let hidden_layers = hidden_layers(&target.hidden_layers)?;
+        let hidden_layers = target.hidden_layers.as_deref().map_or(Ok(HiddenLayers::ByTask), hidden_layers)?;
+        let masking_flags = masking_flags(&corpus);
+        let purpose =
+            Purpose { task: teacher.task.as_deref().map(task).transpose()?, pooling: teacher.pooling.as_deref().map(pooling).transpose()? };
         Ok(Self {
             teacher: teacher_path,
             tokenizer: teacher.tokenizer,
             onnxruntime: teacher.onnxruntime,
+            purpose,
             provider: teacher.provider,
             threads: teacher.threads.unwrap_or(cores.max(1)),
             batch_tokens: teacher.batch_tokens,
-            document: corpus.document.parse()?,
+            reading: corpus::reading(&corpus, out.as_deref().filter(|_| !output.dry_run))?,
+            windows: corpus::windows(&corpus)?,
             corpus: corpus.corpus,
-            text_field: corpus.text_field,
-            max_length: corpus.max_length,
-            min_tokens: corpus.min_tokens,
-            mask_probability: corpus.mask_probability,
+            masking_flags,
+            mask_probability: corpus.mask_probability.unwrap_or(DEFAULT_MASK_PROBABILITY),
             mask_smoothing: corpus.mask_smoothing,
             whole_word: corpus.whole_word,
             passes: corpus.passes,
             seed: corpus.seed,
             top_k: target.top_k,
-            temperatures: temperatures(&target.temperature)?,
-            positions: position_rule(&target.positions, corpus.mask_probability)?,
+            temperatures: target.temperature.as_deref().map(temperatures).transpose()?,
+            positions: target.positions.as_deref().map(position_rule).transpose()?,
             hidden_tensors: hidden_tensors(&target, &hidden_layers)?,
             hidden_layers,
             precision: precision(&target.precision)?,
@@ -135,33 +127,6 @@ impl Config {
             quiet: output.quiet,
         })
     }
-
-    /// The promise of the cache, once the teacher is known. `top_k` is cut to the vocabulary.
-    ///
-    /// # Errors
-    /// [`Error::Usage`] where `--max-length` is more than the teacher takes, [`Error::Data`] where the tokenizer gives ids that the
-    /// teacher does not know (the other way round is padding of the vocabulary, and fine).
-    pub fn target_spec(&self, facts: &TeacherFacts) -> Result<TargetSpec> {
-        if facts.tokenizer_size > facts.vocabulary_size {
-            let remedy = "give the tokenizer that belongs to this teacher with --tokenizer";
-            let expected = format!("at most {} ids, the teacher's logits", facts.vocabulary_size);
-            return Err(Error::data(&facts.tokenizer, "vocabulary", expected, format!("{} ids", facts.tokenizer_size), remedy));
-        }
-        if let Some(maximum) = facts.maximum_length.filter(|maximum| self.max_length > *maximum) {
-            let expected = format!("at most {maximum}, the positions of the teacher's config.json");
-            return Err(Error::usage("--max-length", expected, self.max_length.to_string(), format!("type --max-length {maximum}")));
-        }
-        TargetSpec::try_from(UncheckedTargetSpec {
-            top_k: self.top_k.min(facts.vocabulary_size as u32),
-            temperatures: self.temperatures.clone(),
-            positions: self.positions,
-            hidden_layers: facts.hidden_layers.clone(),
-            hidden_size: facts.hidden_size as u32,
-            token_type_ids: facts.token_type_ids,
-            precision: self.precision,
-            ..UncheckedTargetSpec::new(Task::MaskedLm, facts.vocabulary_size as u32)
-        })
-    }
 }
 
 fn at_least_one(flag: &str, value: usize) -> Result<()> {
@@ -169,29 +134,6 @@ fn at_least_one(flag: &str, value: usize) -> Result<()> {
         return Ok(());
     }
     Err(Error::usage(flag, "at least 1", "0", "type a larger number, or leave the flag out for its default"))
-}
-
-fn check_corpus(corpus: &CorpusArguments) -> Result<()> {
-    if corpus.corpus.is_empty() {
-        return Err(Error::usage("--corpus", "one or more files or directories", "nothing", "add --corpus PATH"));
-    }
-    if !(3..=usize::from(u16::MAX)).contains(&corpus.max_length) {
-        let remedy = "type a length the teacher can take, such as 128";
-        return Err(Error::usage("--max-length", "3 to 65535 tokens", corpus.max_length.to_string(), remedy));
-    }
-    if corpus.min_tokens > corpus.max_length {
-        let expected = format!("at most the {} of --max-length", corpus.max_length);
-        return Err(Error::usage("--min-tokens", expected, corpus.min_tokens.to_string(), "lower it, or raise --max-length"));
-    }
-    let probability = corpus.mask_probability;
-    if !(probability > 0.0 && probability <= 1.0) {
-        return Err(Error::usage("--mask-probability", "a share above 0 and at most 1", probability.to_string(), "type one such as 0.15"));
-    }
-    if let Some(exponent) = corpus.mask_smoothing.filter(|exponent| !(exponent.is_finite() && *exponent > 0.0)) {
-        let remedy = "type 0.7 as DistilBERT has it, or leave the flag out for none";
-        return Err(Error::usage("--mask-smoothing", "an exponent above 0", exponent.to_string(), remedy));
-    }
-    at_least_one("--passes", usize::from(corpus.passes))
 }
 
 fn check_teacher(teacher: &TeacherArguments, max_length: usize) -> Result<()> {
@@ -233,22 +175,44 @@ fn temperatures(typed: &str) -> Result<Vec<f32>> {
     Ok(temperatures)
 }
 
-fn position_rule(typed: &str, mask_probability: f64) -> Result<PositionRule> {
+fn position_rule(typed: &str) -> Result<PositionRule> {
     let share = match typed {
         "tokens" => return Ok(PositionRule::Tokens),
         "masked" => return Ok(PositionRule::Masked),
         "all" => return Ok(PositionRule::All),
+        "next" => return Ok(PositionRule::Next),
         share => share.parse::<f32>().ok().filter(|share| *share > 0.0 && *share <= 1.0),
     };
-    let Some(share) = share else {
-        let expected = "`tokens`, `masked`, `all`, or a share above 0 and at most 1";
-        return Err(Error::usage("--positions", expected, format!("`{typed}`"), "type one of them"));
-    };
-    if f64::from(share) < f64::from(mask_probability as f32) {
-        let expected = format!("a share of at least {mask_probability}, the --mask-probability, since masked positions are always asked");
-        return Err(Error::usage("--positions", expected, typed, "type --positions masked, or a larger share"));
+    share.map(PositionRule::Share).ok_or_else(|| {
+        let expected = "`tokens`, `masked`, `all`, `next`, or a share above 0 and at most 1";
+        Error::usage("--positions", expected, format!("`{typed}`"), "type one of them")
+    })
+}
+
+fn task(typed: &str) -> Result<Task> {
+    typed
+        .parse()
+        .map_err(|expected: String| Error::usage("--task", expected, format!("`{typed}`"), "type one of them, or leave the flag out"))
+}
+
+fn pooling(typed: &str) -> Result<Pooling> {
+    match typed {
+        "mean" => Ok(Pooling::Mean),
+        "cls" => Ok(Pooling::Cls),
+        "max" => Ok(Pooling::Max),
+        _ => Err(Error::usage("--pooling", "`mean`, `cls` or `max`", format!("`{typed}`"), "type one of the three")),
     }
-    Ok(PositionRule::Share(share))
+}
+
+/// The flags that only masks have a use for.
+fn masking_flags(corpus: &CorpusArguments) -> Vec<&'static str> {
+    let flags = [
+        ("--mask-probability", corpus.mask_probability.is_some()),
+        ("--mask-smoothing", corpus.mask_smoothing.is_some()),
+        ("--whole-word", corpus.whole_word),
+        ("--passes", corpus.passes > 1),
+    ];
+    flags.into_iter().filter(|(_, typed)| *typed).map(|(flag, _)| flag).collect()
 }
 
 fn hidden_layers(typed: &str) -> Result<HiddenLayers> {

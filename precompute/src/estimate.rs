@@ -1,11 +1,13 @@
 //! The dry run: what a run would cost, from the whole corpus and a sample of the teacher's answers.
 
 use crate::config::Config;
+use crate::config::by_task::DEFAULT_TOP_K;
 use crate::pipeline::ask::Asker;
-use crate::pipeline::produce::{ShardWork, batches, masking, question, read_pass};
+use crate::pipeline::produce::{PassCounts, ShardWork, batches, read_pass};
+use crate::pipeline::question::Questioner;
 use crate::pipeline::{Stop, inputs, session, thread_pool};
 use crate::progress::Progress;
-use crate::window::{Sequence, WindowCounts};
+use crate::window::Sequence;
 use logitcache::cache::manifest::{Fingerprints, MassSummary, ShardEntry};
 use logitcache::cache::record::Record;
 use logitcache::cache::writer::write_shard;
@@ -26,7 +28,7 @@ const SIZES_OF_K: [usize; 5] = [8, 16, 32, 64, 128];
 /// What a run would cost.
 #[derive(Clone, Debug)]
 pub struct Estimate {
-    counts: WindowCounts,
+    counts: PassCounts,
     passes: u16,
     /// Tokens of one pass, padding included.
     padded_tokens: u64,
@@ -45,8 +47,10 @@ pub struct Estimate {
 /// Those a run would meet, and [`Error::Interrupted`].
 pub fn estimate(config: &Config, scratch: &Path, stop: &Stop, progress: &mut Progress) -> Result<Estimate> {
     let largest_k = SIZES_OF_K.into_iter().max().unwrap_or(1) as u32;
-    let asked = Config { top_k: config.top_k.max(largest_k), ..config.clone() };
     let (inputs, prepared) = inputs::open(config)?;
+    let task = inputs.source.task.clone();
+    let wide = task.task.is_language_model().then(|| config.top_k.unwrap_or(DEFAULT_TOP_K).max(largest_k));
+    let asked = Config { top_k: wide, ..config.clone() };
     let pool = thread_pool(config)?;
     let (teacher, wide_spec) = session(&asked, &inputs, prepared)?;
     let facts = inputs::SessionFacts::of(&teacher);
@@ -59,11 +63,11 @@ pub fn estimate(config: &Config, scratch: &Path, stop: &Stop, progress: &mut Pro
         return Err(interrupted(stop));
     }
     let (sample, padded_tokens) = survey.end();
-    let masking = masking(config, &inputs.source, &pool, stop)?;
+    let questioner = Questioner::new(config, &inputs.source, &pool, stop)?;
 
-    progress.note(&format!("asking the teacher about {} of {} sequences", sample.len(), counts.sequences));
-    let questions: Vec<_> = sample.into_iter().map(|sequence| question(&masking, config.positions, 0, sequence)).collect();
-    let pad_id = inputs.source.tokenizer.special().pad;
+    progress.note(&format!("asking the teacher about {} of {} sequences", sample.len(), counts.windows.sequences));
+    let questions: Vec<_> = sample.into_iter().map(|sequence| questioner.ask(0, sequence)).collect();
+    let pad_id = inputs.source.tokenizer.special().padding();
     let work = |questions: &[_]| ShardWork {
         index: 0,
         pass: 0,
@@ -72,7 +76,7 @@ pub fn estimate(config: &Config, scratch: &Path, stop: &Stop, progress: &mut Pro
         share: [0.0, 1.0],
     };
     let model = inputs.files.model.clone();
-    let mut asker = Asker { teacher, spec: &wide_spec, pool: &pool, model, teacher_time: Duration::ZERO };
+    let mut asker = Asker { teacher, spec: &wide_spec, task: &task, pool: &pool, model, teacher_time: Duration::ZERO };
     asker.ask(&work(&questions[..questions.len().min(WARM_UP_SEQUENCES)]), |_, _| {})?;
     let started = Instant::now();
     let answer = asker.ask(&work(&questions), |_, _| {})?;
@@ -151,6 +155,9 @@ impl<'a> Survey<'a> {
 
 /// The quantiles of -ln(a) for each k up to the vocabulary, the one asked for among them.
 fn lost_mass(records: &[Record], spec: &TargetSpec, asked_k: usize) -> Vec<(usize, MassSummary)> {
+    if !spec.task().is_language_model() {
+        return Vec::new();
+    }
     let mut sizes: Vec<usize> = SIZES_OF_K.into_iter().chain([asked_k]).filter(|k| *k <= spec.top_k()).collect();
     sizes.sort_unstable();
     sizes.dedup();
@@ -170,6 +177,9 @@ fn lost_mass(records: &[Record], spec: &TargetSpec, asked_k: usize) -> Vec<(usiz
 
 /// The record with its first `to` of `from` ids a position.
 fn cut(mut record: Record, from: usize, to: usize) -> Record {
+    if from == to {
+        return record;
+    }
     record.top_ids = record.top_ids.chunks_exact(from).flat_map(|ids| &ids[..to]).copied().collect();
     record.top_logits = record.top_logits.chunks_exact(from).flat_map(|logits| &logits[..to]).copied().collect();
     record
@@ -194,23 +204,29 @@ impl fmt::Display for Estimate {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { counts, sample, .. } = self;
         let passes = u64::from(self.passes);
-        let tokens = counts.tokens * passes;
+        let tokens = counts.windows.tokens * passes;
         let per_token = |bytes: u64| bytes as f64 / sample.tokens.max(1) as f64;
         let logits = per_token(sample.logits.bytes);
         let with_hidden = logits + sample.hidden.as_ref().map_or(0.0, |hidden| per_token(hidden.bytes));
+        let PassCounts { windows: counts, malformed } = counts;
         let (short, unknown) = (counts.dropped_short, counts.dropped_unknown);
         writeln!(formatter, "documents   {} ({short} too short, {unknown} mostly unknown: dropped)", counts.documents)?;
+        if malformed + counts.truncated > 0 {
+            writeln!(formatter, "            {malformed} malformed records skipped, {} documents truncated", counts.truncated)?;
+        }
         let each = if passes > 1 { format!(" in each of {passes} passes") } else { String::new() };
         writeln!(formatter, "sequences   {}{each}", counts.sequences)?;
         writeln!(formatter, "tokens      {tokens}")?;
         let padding = 1.0 - counts.tokens as f64 / self.padded_tokens.max(1) as f64;
         writeln!(formatter, "padding     {:.1} % of the tokens fed to the teacher", 100.0 * padding)?;
-        writeln!(
-            formatter,
-            "lost mass   -ln(a) at T = {}, over {} positions of {} sequences:",
-            self.temperature, sample.positions, sample.logits.rows
-        )?;
-        writeln!(formatter, "            {:>5} {:>9} {:>9} {:>9}", "k", "mean", "90 %", "99 %")?;
+        if !self.lost_mass.is_empty() {
+            writeln!(
+                formatter,
+                "lost mass   -ln(a) at T = {}, over {} positions of {} sequences:",
+                self.temperature, sample.positions, sample.logits.rows
+            )?;
+            writeln!(formatter, "            {:>5} {:>9} {:>9} {:>9}", "k", "mean", "90 %", "99 %")?;
+        }
         for (k, mass) in &self.lost_mass {
             writeln!(formatter, "            {k:>5} {:>9.2e} {:>9.2e} {:>9.2e}", mass.mean, mass.p90, mass.p99)?;
         }
@@ -249,7 +265,7 @@ mod tests {
     }
 
     fn sequence(sequence_id: u64) -> Sequence {
-        Sequence { sequence_id, document_id: 0, input_ids: vec![1; 20], token_type_ids: vec![0; 20], words: vec![0; 20] }
+        Sequence { sequence_id, input_ids: vec![1; 20], token_type_ids: vec![0; 20], words: vec![0; 20], ..Sequence::default() }
     }
 
     #[test]

@@ -63,19 +63,20 @@ impl Masking {
     /// Equal chances for every token that is not special. `vocabulary` is `[id]`, empty where an id has no token.
     ///
     /// # Errors
-    /// [`Error::Usage`] for a probability outside (0, 1]; [`Error::Invalid`] for a vocabulary of special tokens alone.
+    /// [`Error::Usage`] for a probability outside (0, 1]; [`Error::Invalid`] for a tokenizer without a mask token, or of special tokens alone.
     pub fn new(rules: MaskingRules, special: &SpecialTokens, vocabulary: &[String]) -> Result<Self> {
         if !(rules.probability > 0.0 && rules.probability <= 1.0) {
             let remedy = "0.15 is what BERT and DistilBERT use";
             return Err(Error::usage("--mask-probability", "a share above 0 and at most 1", rules.probability.to_string(), remedy));
         }
+        let Some(mask) = special.mask else { return Err(Error::invalid("special tokens", "a mask token", "none")) };
         let is_special: Vec<bool> = (0..vocabulary.len() as u32).map(|id| special.contains(id)).collect();
         let replaces = |id: &u32| !is_special[*id as usize] && !vocabulary[*id as usize].is_empty();
         let replacements: Vec<u32> = (0..vocabulary.len() as u32).filter(replaces).collect();
         if replacements.is_empty() {
             return Err(Error::invalid("vocabulary", "tokens that are not special", format!("{} special ones", vocabulary.len())));
         }
-        Ok(Self { rules, mask: special.mask, special: is_special, replacements, weights: Vec::new() })
+        Ok(Self { rules, mask, special: is_special, replacements, weights: Vec::new() })
     }
 
     /// Draws by weight instead: that of a token is max(count, 1)^-`exponent`, with `counts[id]` from the whole corpus (see

@@ -3,11 +3,18 @@
 //! Nothing that the manifest does not list ever happened, and what it lists is believed only as far as the files are there with their
 //! sizes. So a run that was stopped or killed goes on after the last shard that is whole.
 
+use crate::pipeline::publish::TIMING_FILE;
 use logitcache::cache::manifest::{FileEntry, MANIFEST_FILE, Manifest, ShardEntry};
+use logitcache::cache::schema::{hidden_file_name, logits_file_name};
 use logitcache::directory_lock::{DirectoryLock, LOCK_FILE};
 use logitcache::error::{Error, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
+
+/// The tokens by id.
+pub const VOCABULARY_FILE: &str = "vocabulary.parquet";
+/// Where the teacher's configuration and tokenizer are copied to.
+pub const TEACHER_FOLDER: &str = "teacher";
 
 /// A cache directory that is this run's alone while the value lives.
 #[derive(Debug)]
@@ -97,12 +104,37 @@ impl Claim {
         self.stored.as_ref()
     }
 
+    /// Whether an earlier run ended before its first shard, as one does whose corpus turns out not to be what its flags say. There is nothing to
+    /// lose, so the next one need not have its settings.
+    fn is_barren(&self) -> bool {
+        self.stored.as_ref().is_some_and(|stored| stored.shards.is_empty() && !stored.complete)
+    }
+
+    /// Removes what a run left that ended before its first shard, so that what is made next has none of its files.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where a file cannot be removed.
+    pub fn clear_barren(&self) -> Result<()> {
+        if !self.is_barren() {
+            return Ok(());
+        }
+        let absent = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+        for name in [VOCABULARY_FILE.to_owned(), TIMING_FILE.to_owned(), logits_file_name(0), hidden_file_name(0)] {
+            let path = self.directory.join(name);
+            fs::remove_file(&path).or_else(|error| if absent(&error) { Ok(()) } else { Err(error) }).map_err(Error::io("remove", &path))?;
+        }
+        let teacher = self.directory.join(TEACHER_FOLDER);
+        fs::remove_dir_all(&teacher)
+            .or_else(|error| if absent(&error) { Ok(()) } else { Err(error) })
+            .map_err(Error::io("remove", &teacher))
+    }
+
     /// What is left to do for the run that `asked` describes (its shards are not looked at).
     ///
     /// # Errors
-    /// [`Error::Usage`] where an earlier run had other settings, listing each with both values.
+    /// [`Error::Usage`] where an earlier run has made shards with other settings, listing each with both values.
     pub fn decide(&self, asked: &Manifest) -> Result<Decision> {
-        let Some(stored) = &self.stored else { return Ok(Decision::Continue(Vec::new())) };
+        let Some(stored) = self.stored.as_ref().filter(|_| !self.is_barren()) else { return Ok(Decision::Continue(Vec::new())) };
         refuse_other_settings(&self.directory, stored, asked)?;
         let whole = stored.shards.iter().take_while(|shard| is_whole(&self.directory, shard)).count();
         if stored.complete && whole == stored.shards.len() {
@@ -267,7 +299,9 @@ mod tests {
     #[test]
     fn other_settings_are_refused_with_both_values() {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        manifest(&[("seed", 0), ("top-k", 64), ("passes", 1)]).write(directory.path()).expect("a valid manifest");
+        let mut stored = manifest(&[("seed", 0), ("top-k", 64), ("passes", 1)]);
+        add_shard(&mut stored, directory.path());
+        stored.write(directory.path()).expect("a valid manifest");
         let asked = manifest(&[("seed", 7), ("top-k", 32), ("passes", 1)]);
         let error = claim(directory.path()).expect("ours").decide(&asked).expect_err("other settings");
         assert_eq!(error.exit_code(), 2);
@@ -276,5 +310,23 @@ mod tests {
             assert!(message.contains(part), "`{part}` is missing from: {message}");
         }
         assert!(!message.contains("passes"), "{message}");
+    }
+
+    #[test]
+    fn a_run_that_made_nothing_binds_nobody_and_leaves_nothing() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        manifest(&[("text-field", 0)]).write(directory.path()).expect("a valid manifest");
+        fs::create_dir(directory.path().join(TEACHER_FOLDER)).expect("a writable directory");
+        for name in ["teacher/config.json", "vocabulary.parquet", "hidden-00000.parquet"] {
+            fs::write(directory.path().join(name), b"of that run").expect("a writable directory");
+        }
+        let asked = manifest(&[("text-field", 1)]);
+        let begun = claim(directory.path()).expect("ours");
+        assert_eq!(begun.decide(&asked).expect("nothing to lose"), Decision::Continue(vec![]));
+        begun.clear_barren().expect("a writable directory");
+        let left = fs::read_dir(directory.path()).expect("it is there").map(|entry| entry.expect("listed").file_name());
+        let mut left: Vec<_> = left.collect();
+        left.sort();
+        assert_eq!(left, [LOCK_FILE, MANIFEST_FILE]);
     }
 }

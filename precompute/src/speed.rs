@@ -20,7 +20,7 @@
 //! | `.times[]` | in the order of `--batch`: `batch`, then `median_ms`, `min_ms` and `max_ms` of a forward pass over the whole batch |
 
 use crate::cli::TimeArguments;
-use crate::teacher::locate::{CONFIG, TeacherFiles, locate_model};
+use crate::teacher::locate::{TeacherFiles, locate_config, locate_model};
 use crate::teacher::{HiddenLayers, Runtime, Teacher, TeacherBatch, prepare, runtime};
 use logitcache::atomic_file::{check_place, write_bytes_atomically};
 use logitcache::error::{Error, Result};
@@ -137,9 +137,8 @@ pub fn run(arguments: &TimeArguments, cores: usize) -> Result<Speed> {
 
 fn open(runtime: &Runtime, typed: &Path, model: PathBuf, threads: usize, length: usize) -> Result<Candidate> {
     let directory = model.parent().unwrap_or(Path::new("")).to_owned();
-    let config = Some(directory.join(CONFIG)).filter(|path| path.is_file());
-    // No text is read here, so no tokenizer is needed.
-    let files = TeacherFiles { model, config, tokenizer: PathBuf::new(), companions: Vec::new() };
+    // No text is read here, so no tokenizer is needed; nor is it said how states are pooled, which takes no time worth telling.
+    let files = TeacherFiles { config: locate_config(&model), model, modules: None, tokenizer: PathBuf::new(), companions: Vec::new() };
     let prepared = prepare(&files, &HiddenLayers::None, &BTreeMap::new())?;
     let sizes = prepared.model_files().map(|path| Ok(std::fs::metadata(path).map_err(Error::io("look at", path))?.len()));
     let onnx_bytes = sizes.sum::<Result<u64>>()?;
@@ -236,6 +235,25 @@ mod tests {
         assert!(refused(&TimeArguments { rounds: 0, ..arguments.clone() }).starts_with("--rounds"));
         let out = Some(folder.path().join("absent/speed.json"));
         assert!(refused(&TimeArguments { out, ..arguments.clone() }).starts_with("--out"));
+    }
+
+    #[test]
+    fn models_of_every_task_are_timed_side_by_side() {
+        let teachers = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/golden/teachers");
+        let names =
+            ["bert-classifier", "roberta-tagger", "distilbert-sentence", "mpnet-sentence", "llama/past.onnx", "electra/int8-dynamic.onnx"];
+        let arguments = TimeArguments {
+            models: names.map(|name| teachers.join(name)).to_vec(),
+            batch: vec![1, 3],
+            length: 8,
+            threads: Some(1),
+            rounds: 1,
+            out: None,
+            onnxruntime: None,
+        };
+        let speed = run(&arguments, 1).unwrap();
+        assert_eq!(speed.models.len(), names.len());
+        assert!(speed.models.iter().all(|model| model.times.len() == 2 && model.parameters > 3_000), "{speed:?}");
     }
 
     #[test]

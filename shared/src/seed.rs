@@ -24,6 +24,10 @@ pub enum Purpose {
     Timing = 7,
     /// Random first weights of what maps a student's hidden states to the teacher's width. Key: the states of both.
     Projections = 8,
+    /// The order of a corpus's documents. Key: document.
+    Documents = 9,
+    /// What stays of more than can be held. Key: sequence, pass.
+    Sampling = 10,
 }
 
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;

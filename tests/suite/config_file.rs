@@ -8,7 +8,7 @@ fn the_resolved_configuration_trains_the_same_student_again() {
     let folder = tempfile::tempdir().expect("a temporary directory");
     let [one, two] = ["one", "two"].map(|name| folder.path().join(name));
     let program = Program::train().arg("--cache").arg(CACHES.heldout()).arg("--out").arg(&one);
-    let program = program.arg("--init-from").arg(data("teacher/model.safetensors"));
+    let program = program.arg("--init-from").arg(data("teacher/model.onnx"));
     program.args("--eval-fraction 0.2 --layers 2 --steps 3 --batch-tokens 512 --seed 4 --threads 2 --quiet").run().success();
     let again = || Program::train().arg("--config").arg(one.join("run.toml"));
     again().arg("--out").arg(&two).run().success();

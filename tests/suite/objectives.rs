@@ -71,7 +71,7 @@ fn train(out: &Path, (loss, student, rate): Case) -> Trained {
     let program = program.arg("--loss").arg(loss).args(student).args(STEPS);
     let program = program.arg("--learning-rate").arg(rate).args("--eval-every 100000 --checkpoint-every 100000");
     let program = match student {
-        FROM_TEACHER => program.arg("--init-from").arg(data("teacher/model.safetensors")),
+        FROM_TEACHER => program.arg("--init-from").arg(data("teacher/model.onnx")),
         _ => program,
     };
     program.run().success();

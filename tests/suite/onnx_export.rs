@@ -6,6 +6,7 @@ use candle_core::DType;
 use e2e::{Program, corpus_head, data, onnxruntime};
 use logitcache::cache::reader::{Cache, Projection};
 use logitcache::onnx::write::LARGEST_MODEL_BYTES;
+use logitcache::target::Task;
 use precompute::teacher::{HiddenLayers, Teacher, TeacherBatch, locate, prepare, runtime};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,11 +14,14 @@ use train::batcher::Batch;
 use train::export;
 use train::export_onnx::write_onnx;
 use train::kernels::Activation;
+use train::student::decoder::{DecoderConfig, RotaryConfig, RotaryScaling};
 use train::student::{Family, ParameterSpec, Student, StudentConfig};
 
-fn config(family: Family, activation: Activation) -> StudentConfig {
+pub(crate) fn config(family: Family, activation: Activation) -> StudentConfig {
     let pad_token_id = 1;
     StudentConfig {
+        task: if family.is_decoder() { Task::CausalLm } else { Task::MaskedLm },
+        decoder: family.is_decoder().then(|| decoder(family)),
         family,
         vocab_size: 37,
         hidden_size: 16,
@@ -34,8 +38,27 @@ fn config(family: Family, activation: Activation) -> StudentConfig {
     }
 }
 
+/// A Llama whose heads are grouped, or a GPT-2.
+fn decoder(family: Family) -> DecoderConfig {
+    let llama = family == Family::Llama;
+    DecoderConfig {
+        key_value_heads: if llama { 2 } else { 4 },
+        head_width: 4,
+        rotary: llama.then_some(RotaryConfig { theta: 50.0, scaling: RotaryScaling::Linear { factor: 2.0 } }),
+        tied: !llama,
+        attention_bias: false,
+        mlp_bias: llama,
+        bos_token_id: None,
+        eos_token_ids: vec![2],
+    }
+}
+
 /// Every parameter different from every other, so that none can stand in another's place.
 fn student(family: Family, activation: Activation) -> Student {
+    student_of(config(family, activation))
+}
+
+pub(crate) fn student_of(config: StudentConfig) -> Student {
     let mut state = 7u64;
     let mut next = move || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -45,7 +68,7 @@ fn student(family: Family, activation: Activation) -> Student {
         let norm = !spec.bias && spec.shape.len() == 1;
         Ok((0..spec.shape.iter().product()).map(|_| next() + if norm { 1.0 } else { 0.0 }).collect())
     };
-    Student::new(config(family, activation), DType::F32, &mut values).expect("a small student")
+    Student::new(config, DType::F32, &mut values).expect("a small student")
 }
 
 fn open(model: &Path, layers: &HiddenLayers) -> Teacher {
@@ -56,7 +79,7 @@ fn open(model: &Path, layers: &HiddenLayers) -> Teacher {
 }
 
 /// Lengths 1, 5 and 12, the longest: packed for the student, padded for the runtime.
-fn batches(config: &StudentConfig) -> (Batch, TeacherBatch) {
+pub(crate) fn batches(config: &StudentConfig) -> (Batch, TeacherBatch) {
     let lengths = [1usize, 5, 12];
     let mut packed = Batch { offsets: vec![0], sequence_ids: vec![0, 1, 2], passes: vec![0; 3], ..Batch::default() };
     let mut padded = TeacherBatch { rows: 3, length: 12, ..TeacherBatch::default() };
@@ -150,14 +173,17 @@ fn train(cache: &Path, out: &Path, init_from: &Path) -> Program {
 }
 
 #[test]
-fn a_teachers_graph_gives_the_weights_that_its_safetensors_file_gives() {
+fn a_graph_gives_the_weights_that_its_safetensors_file_gives() {
     let folder = tempfile::tempdir().expect("a temporary directory");
-    let bare = folder.path().join("bare");
+    let [parent, bare] = ["parent", "bare"].map(|name| folder.path().join(name));
+    train(&CACHES.train(), &parent, &data("teacher/model.onnx")).run().success();
+    Program::train().arg("export").arg("--student").arg(&parent).arg("--onnx").run().success();
     std::fs::create_dir(&bare).expect("a temporary directory can be written");
-    std::fs::copy(data("teacher/model.onnx"), bare.join("model.onnx")).expect("a copy");
-    let students = [("a", data("teacher/model.safetensors")), ("b", data("teacher/model.onnx")), ("c", bare)].map(|(name, source)| {
+    std::fs::copy(parent.join("model.onnx"), bare.join("model.onnx")).expect("a copy");
+    let sources = [("a", parent.join("model.safetensors")), ("b", parent.join("model.onnx")), ("c", bare)];
+    let students = sources.map(|(name, source)| {
         let out = folder.path().join(name);
-        train(&CACHES.train(), &out, &source).run().success();
+        train(&CACHES.train(), &out, &source).args("--layers 2").run().success();
         std::fs::read(out.join("model.safetensors")).expect("a student has weights")
     });
     assert!(students[0] == students[1], "the weights of model.onnx are not those of model.safetensors");
@@ -168,7 +194,7 @@ fn a_teachers_graph_gives_the_weights_that_its_safetensors_file_gives() {
 fn a_student_is_the_next_teacher() {
     let folder = tempfile::tempdir().expect("a temporary directory");
     let [student, export_to, cache, grandchild] = ["student", "export", "cache", "grandchild"].map(|name| folder.path().join(name));
-    train(&CACHES.train(), &student, &data("teacher/model.safetensors")).run().success();
+    train(&CACHES.train(), &student, &data("teacher/model.onnx")).run().success();
     let exported = Program::train().arg("export").arg("--student").arg(&student).arg("--onnx").arg("--out").arg(&export_to);
     exported.run().success().says("model.onnx");
     for name in ["model.onnx", "config.json", "tokenizer.json", "tokenizer_config.json"] {

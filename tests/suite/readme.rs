@@ -40,7 +40,7 @@ fn every_command_of_the_pages_is_one_that_the_programs_take() {
             Some("train") => {
                 let request = train::cli::parse(words).unwrap_or_else(|refusal| panic!("{command}: {refusal:?}"));
                 if let Request::Train(arguments) = request {
-                    let loss = arguments.objective.loss.parse::<Objective>();
+                    let loss = arguments.objective.loss.as_deref().map_or(Ok(Objective::default()), str::parse::<Objective>);
                     loss.unwrap_or_else(|error| panic!("{command}: {error}"));
                 }
             }

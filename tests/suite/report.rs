@@ -7,10 +7,7 @@ use std::path::Path;
 
 fn train(out: &Path) -> Program {
     let program = Program::train().arg("--cache").arg(CACHES.train()).arg("--eval-cache").arg(CACHES.heldout()).arg("--out").arg(out);
-    program
-        .arg("--init-from")
-        .arg(data("teacher/model.safetensors"))
-        .args("--log-every 1 --threads 2 --quiet --steps 4 --batch-tokens 1024")
+    program.arg("--init-from").arg(data("teacher/model.onnx")).args("--log-every 1 --threads 2 --quiet --steps 4 --batch-tokens 1024")
 }
 
 fn evaluate(student: &Path, cache: &Path) -> Program {

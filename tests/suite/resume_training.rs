@@ -18,7 +18,7 @@ const KILLS_OF_A_RUN: usize = 12;
 /// Three epochs with accumulation, dropout, evaluations and a checkpoint after every step.
 fn train(out: &Path) -> Program {
     let program = Program::train().arg("--cache").arg(CACHES.train()).arg("--eval-cache").arg(CACHES.heldout()).arg("--out").arg(out);
-    let program = program.arg("--init-from").arg(data("teacher/model.safetensors")).args("--layers 1 --init-layers 0 --threads 2 --quiet");
+    let program = program.arg("--init-from").arg(data("teacher/model.onnx")).args("--layers 1 --init-layers 0 --threads 2 --quiet");
     program.args("--epochs 3 --batch-tokens 512 --accumulate 2 --dropout 0.1 --log-every 3 --eval-every 7 --checkpoint-every 1")
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 
 fn train(out: &Path) -> Program {
     let program = Program::train().arg("--cache").arg(CACHES.train()).arg("--eval-cache").arg(CACHES.heldout()).arg("--out").arg(out);
-    let program = program.arg("--init-from").arg(data("teacher/model.safetensors"));
+    let program = program.arg("--init-from").arg(data("teacher/model.onnx"));
     program.args("--log-every 1 --threads 2 --quiet")
 }
 
@@ -82,7 +82,7 @@ fn fewer_ids_than_are_stored_train_as_a_cache_that_stores_fewer() {
     let run = |cache: &Path, name: &str, extra: &str| {
         let out = folder.path().join(name);
         let program = Program::train().arg("--cache").arg(cache).arg("--eval-cache").arg(CACHES.heldout()).arg("--out").arg(&out);
-        let outcome = program.arg("--init-from").arg(data("teacher/model.safetensors")).args(flags).args(extra).run();
+        let outcome = program.arg("--init-from").arg(data("teacher/model.onnx")).args(flags).args(extra).run();
         (outcome, out.join("model.safetensors"))
     };
     let weights = |cache: &Path, name: &str, extra: &str| {

@@ -1,10 +1,11 @@
 //! Milliseconds and GFLOP/s of every fused operation and of whole training steps, forward and backward, beside the bare matrix products of
 //! the same shapes in the same run: absolute figures drift with the machine, the ratio says what the rest costs.
 //!
-//! `cargo bench -p train --bench kernels [-- demo|small] [repetitions]`
+//! `cargo bench -p train --bench kernels [-- demo|small|stories] [repetitions]`
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use logitcache::seed::{Purpose, RandomStream};
+use logitcache::target::Task;
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,7 +15,8 @@ use train::kernels::matrix::{Matrix, Threads, multiply};
 use train::kernels::*;
 use train::loss::{Normalisers, Objective, StepObjective};
 use train::optim::{AdamW, AdamWSettings, Moments};
-use train::student::{Student, StudentConfig, at_random};
+use train::student::decoder::{DecoderConfig, RotaryConfig, RotaryScaling};
+use train::student::{Family, Student, StudentConfig, at_random};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -32,21 +34,39 @@ struct Shape {
     /// Rows per sequence that carry targets, from row 1 on.
     asked: usize,
     k: usize,
+    /// A Llama, not a DistilBERT.
+    decoder: bool,
 }
 
-const SHAPES: [Shape; 2] = [
-    Shape { name: "demo", layers: 6, width: 256, heads: 4, between: 512, vocabulary: 591, sequences: 23, length: 89, asked: 87, k: 64 },
+const DEMO: Shape = Shape {
+    name: "demo",
+    layers: 6,
+    width: 256,
+    heads: 4,
+    between: 512,
+    vocabulary: 591,
+    sequences: 23,
+    length: 89,
+    asked: 87,
+    k: 64,
+    decoder: false,
+};
+
+const SHAPES: [Shape; 3] = [
+    DEMO,
+    Shape { name: "small", layers: 4, between: 1024, vocabulary: 30522, sequences: 16, length: 128, asked: 128, ..DEMO },
     Shape {
-        name: "small",
-        layers: 4,
-        width: 256,
-        heads: 4,
-        between: 1024,
-        vocabulary: 30522,
-        sequences: 16,
-        length: 128,
-        asked: 128,
-        k: 64,
+        name: "stories",
+        layers: 3,
+        width: 288,
+        heads: 6,
+        between: 768,
+        vocabulary: 32000,
+        sequences: 8,
+        length: 256,
+        asked: 255,
+        k: 50,
+        decoder: true,
     },
 ];
 
@@ -71,16 +91,21 @@ impl Shape {
     /// (rows, in, out) of every linear map of a step.
     fn linear_maps(&self) -> Vec<(usize, usize, usize)> {
         let (rows, width) = (self.rows(), self.width);
-        let block = [(rows, width, 3 * width), (rows, width, width), (rows, width, self.between), (rows, self.between, width)];
+        let between = if self.decoder { 2 * self.between } else { self.between };
+        let block = [(rows, width, 3 * width), (rows, width, width), (rows, width, between), (rows, self.between, width)];
         let mut maps: Vec<_> = (0..self.layers).flat_map(|_| block).collect();
-        maps.push((self.asked_rows(), width, width));
+        if !self.decoder {
+            maps.push((self.asked_rows(), width, width));
+        }
         maps.push((self.asked_rows(), width, self.vocabulary));
         maps
     }
 
-    /// Floating-point operations of the attention products, forward and backward with the scores computed again.
-    fn attention_operations(&self) -> f64 {
-        7.0 * 2.0 * (self.sequences * self.length * self.length * self.width) as f64
+    /// Floating-point operations of the attention products, forward and backward with the scores computed again; half of them where a token
+    /// does not see those after it, `causal`.
+    fn attention_operations(&self, causal: bool) -> f64 {
+        let seen = if causal { 0.5 } else { 1.0 };
+        seen * 7.0 * 2.0 * (self.sequences * self.length * self.length * self.width) as f64
     }
 
     fn batch(&self) -> Batch {
@@ -104,14 +129,17 @@ impl Shape {
             top_ids,
             log_probabilities: (0..asked * self.k).map(|i| -0.1 * (i % self.k) as f32 - normaliser).collect(),
             max_logit: vec![10.0; asked],
-            labels: (0..asked).map(|i| if i % 7 == 0 { stream.below(self.vocabulary) as i32 } else { -100 }).collect(),
+            labels: (0..asked).map(|i| if i % 7 == 0 || self.decoder { stream.below(self.vocabulary) as i32 } else { -100 }).collect(),
             hidden: vec![(0..rows * self.width).map(|_| stream.normal() as f32).collect()],
+            ..Batch::default()
         }
     }
 
     fn objective(&self) -> StepObjective {
-        let normalisers = Normalisers { asked: self.asked_rows(), masked: self.asked_rows(), tokens: self.rows() };
-        StepObjective::new(&Objective::default(), (0, 1), TEMPERATURE, normalisers)
+        let normalisers =
+            Normalisers { asked: self.asked_rows(), labelled: self.asked_rows(), tokens: self.rows(), sequences: self.sequences };
+        let objective = if self.decoder { "ce=1,gold=0.5".parse().expect("an objective") } else { Objective::default() };
+        StepObjective::new(&objective, (0, 1), TEMPERATURE, normalisers)
     }
 
     fn student(&self) -> Student {
@@ -129,7 +157,25 @@ impl Shape {
             pad_token_id: None,
             ..StudentConfig::default()
         };
+        let config = if self.decoder { self.llama(config) } else { config };
         Student::new(config.clone(), DType::F32, &mut |spec| Ok(at_random(&config, 1, spec))).expect("a valid student")
+    }
+}
+
+impl Shape {
+    fn llama(&self, shape: StudentConfig) -> StudentConfig {
+        let decoder = DecoderConfig {
+            key_value_heads: self.heads,
+            head_width: self.width / self.heads,
+            rotary: Some(RotaryConfig { theta: 1e4, scaling: RotaryScaling::Default }),
+            tied: true,
+            attention_bias: false,
+            mlp_bias: false,
+            bos_token_id: None,
+            eos_token_ids: vec![],
+        };
+        let (family, task, activation) = (Family::Llama, Task::CausalLm, Activation::Silu);
+        StudentConfig { family, task, activation, decoder: Some(decoder), dropout: 0.0, attention_dropout: 0.0, ..shape }
     }
 }
 
@@ -228,11 +274,26 @@ fn kernels(shape: &Shape, repetitions: usize) -> Result<()> {
         time(activation.name(), repetitions, 0.0, || activate(&wide, activation))?;
     }
     let four = || AttentionParameters { query: square.clone(), key: square.clone(), value: square.clone(), output: square.clone() };
-    let attention_operations = 4.0 * products(rows, width, width) + shape.attention_operations();
+    let attention_operations = |causal| 4.0 * products(rows, width, width) + shape.attention_operations(causal);
     for (name, plan) in [("self-attention", &plan), ("self-attention, no dropout", &DropoutPlan::off())] {
-        time(name, repetitions, attention_operations, || self_attention(&x, &four(), shape.heads, &packing, plan, 0))?;
+        time(name, repetitions, attention_operations(false), || self_attention(&x, &four(), shape.heads, &packing, plan, 0))?;
     }
+    let bare = |affine: &Affine| Projection { weight: affine.weight.clone(), bias: None, inputs_first: false };
+    let causal = CausalParameters {
+        inputs: vec![bare(&square), bare(&square), bare(&square)],
+        output: bare(&square),
+        heads: shape.heads,
+        key_value_heads: shape.heads,
+        head_width: width / shape.heads,
+        rotary: Some(Arc::new(Rotary::new(Rotary::frequencies(width / shape.heads, 1e4), shape.length))),
+    };
+    time("causal attention, turned", repetitions, attention_operations(true), || {
+        causal_attention(&x, &causal, &packing, &DropoutPlan::off(), 0)
+    })?;
+    let gated = GatedParameters { gate: Some(bare(&inner)), up: bare(&inner), down: bare(&outer), activation: Activation::Silu };
+    time("feed-forward, gated", repetitions, 3.0 * products(rows, width, shape.between), || gated_feed_forward(&x, &gated))?;
     let layer = norm(width);
+    time("RMSNorm", repetitions, 0.0, || rms_norm(&x, &layer.weight, 1e-5))?;
     time("LayerNorm", repetitions, 0.0, || layer_norm(&x, &layer, 1e-12))?;
     time("LayerNorm of a sum", repetitions, 0.0, || add_layer_norm(&x, &residual, &layer, 1e-12))?;
     time("dropout", repetitions, 0.0, || dropout(&x, &packing, &plan, DropoutSite::Embeddings))?;
@@ -279,7 +340,7 @@ fn step(shape: &Shape, repetitions: usize) -> Result<()> {
         }
     }
     let operations: f64 = shape.linear_maps().iter().map(|(rows, inputs, outputs)| 6.0 * (rows * inputs * outputs) as f64).sum();
-    let all_operations = operations + shape.layers as f64 * shape.attention_operations();
+    let all_operations = operations + shape.layers as f64 * shape.attention_operations(shape.decoder);
     let (bare, step) = (bare_products(shape, repetitions), median(steps.clone()));
     let fastest = steps.into_iter().fold(f64::INFINITY, f64::min);
     println!("  bare products of the linear maps {bare:.1} ms, {:.1} GFLOP/s", operations / bare / 1e6);

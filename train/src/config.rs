@@ -4,19 +4,19 @@
 mod hidden;
 mod memory;
 mod resolved;
+mod settings;
+mod shape;
+mod task;
 
 pub use resolved::RESOLVED_FILE;
 
 use crate::batcher::{Duration, Targets};
-use crate::cli::{Arguments, OptimisationArguments, StudentArguments};
+use crate::cli::{Arguments, OptimisationArguments};
 use crate::device;
 use crate::loss::Objective;
-use crate::loss::hidden_map::{HiddenMap, HiddenPair};
-use crate::output::content;
-use crate::student::config::{Overrides, StudentConfig};
-use crate::student::family::Family;
-use crate::student::tensor_source::weights_file;
-use crate::student::{FirstWeights, InitWidths, TeacherTensors};
+use crate::loss::hidden_map::HiddenPair;
+use crate::student::FirstWeights;
+use crate::student::config::StudentConfig;
 use logitcache::cache::reader::Cache;
 use logitcache::error::{Error, Result};
 use logitcache::fingerprint::Fingerprint;
@@ -103,7 +103,7 @@ impl Config {
     /// [`Error::Usage`] for a flag, or a combination of flags and cache, that cannot be trained; [`Error::Data`] and the like for a cache
     /// or an initial file that cannot be read.
     pub fn check(arguments: &Arguments) -> Result<Self> {
-        let Arguments { data, student: shape, objective: taught, optimisation, checkpoints, machine, .. } = arguments;
+        let Arguments { data, student: typed_shape, objective: taught, optimisation, checkpoints, machine, .. } = arguments;
         device::check(&machine.device)?;
         check_numbers(optimisation)?;
         let counts = [
@@ -117,16 +117,17 @@ impl Config {
         }
         let threads = machine.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
         at_least_one("--threads", threads as u64)?;
-        let objective: Objective = taught.loss.parse()?;
+        let typed: Option<Objective> = taught.loss.as_deref().map(str::parse).transpose()?;
         let cache = Cache::open(&data.cache)?;
         check_teacher_files(&cache)?;
+        let objective = task::objective(typed, &cache)?;
         let temperature = taught.temperature.unwrap_or_else(|| cache.spec().logits_temperature());
         let targets = Targets::new(cache.spec(), temperature, false, taught.top_k)?;
-        let student = student_config(shape, &cache)?;
-        memory::check_memory(&student, shape)?;
+        let student = shape::student_config(typed_shape, &cache)?;
+        memory::check_memory(&student, typed_shape)?;
         let hidden_pairs = hidden::hidden_pairs(taught.hidden_map.as_deref(), &objective, &cache, student.num_hidden_layers)?;
         let evaluation = evaluation_source(data.eval_cache.as_deref(), data.eval_fraction, &cache)?;
-        let initialisation = initialisation(shape, &student, &cache, optimisation.seed)?;
+        let initialisation = shape::initialisation(typed_shape, &student, &cache, optimisation.seed)?;
         let duration = duration(optimisation)?;
         let mut config = Self {
             cache,
@@ -165,73 +166,6 @@ impl Config {
     /// The folder with the teacher's configuration and tokenizer files.
     pub fn teacher_folder(&self) -> PathBuf {
         self.cache.directory().join(TEACHER_FOLDER)
-    }
-
-    /// A refusal of other settings, with the path of what has another content now.
-    pub(crate) fn name_files(&self, error: Error) -> Error {
-        let Error::Usage { flag, expected, mut found, remedy } = error else { return error };
-        let evaluation = if let EvaluationSource::Cache(cache) = &self.evaluation { Some(cache.directory()) } else { None };
-        let first = if let Initialisation::Teacher { path, .. } = &self.initialisation { Some(path.as_path()) } else { None };
-        let files = [("cache", Some(self.cache.directory())), ("eval-cache", evaluation), ("init-from", first)];
-        for (name, path) in files {
-            if let (Some(path), Some(fingerprint)) = (path, self.settings.get(name)) {
-                let content = content(fingerprint);
-                found = found.replace(&format!("now {content}"), &format!("now {} with {content}", path.display()));
-            }
-        }
-        Error::Usage { flag, expected, found, remedy }
-    }
-
-    /// Threads do not belong to the settings: they change rounding at most. Nor does what only says where to stop and what to keep.
-    fn resolve_settings(&self) -> Result<BTreeMap<String, String>> {
-        let (mut settings, student) = (BTreeMap::new(), &self.student);
-        let mut set = |name: &str, value: &dyn ToString| settings.insert(name.to_owned(), value.to_string());
-        set("cache", &self.cache.manifest().fingerprints.run);
-        set("teacher", &self.cache.manifest().fingerprints.teacher);
-        match &self.evaluation {
-            EvaluationSource::Nothing => set("eval-fraction", &0.0),
-            EvaluationSource::HeldOut(share) => {
-                set("held-out-by", &"document");
-                set("eval-fraction", &share)
-            }
-            EvaluationSource::Cache(cache) => set("eval-cache", &cache.manifest().fingerprints.run),
-        };
-        set("family", &student.family);
-        set("activation", &student.activation);
-        set("embedding-size", &student.embedding_size);
-        set("layers", &student.num_hidden_layers);
-        set("hidden-size", &student.hidden_size);
-        set("heads", &student.num_attention_heads);
-        set("feed-forward", &student.intermediate_size);
-        set("dropout", &student.dropout);
-        match &self.initialisation {
-            Initialisation::Random => set("init-from", &"random"),
-            Initialisation::Teacher { path, first } => {
-                set("init-widths", &first.widths);
-                set("init-layers", &first.layers.iter().flatten().map(usize::to_string).collect::<Vec<_>>().join(","));
-                set("init-from", &Fingerprint::of_file(path)?)
-            }
-        };
-        set("temperature", &self.temperature);
-        set("top-k", &self.targets.k());
-        set("loss", &self.objective);
-        if !self.hidden_pairs.is_empty() {
-            set("hidden-map", &HiddenMap::Pairs(self.hidden_pairs.clone()));
-        }
-        match self.duration {
-            Duration::Epochs(epochs) => set("epochs", &epochs),
-            Duration::Steps(steps) => set("steps", &steps),
-        };
-        set("batch-tokens", &self.batch_tokens);
-        set("accumulate", &self.accumulate);
-        set("learning-rate", &self.learning_rate);
-        set("warmup", &self.warmup);
-        set("weight-decay", &self.weight_decay);
-        set("clip", &self.clip);
-        set("seed", &self.seed);
-        set("log-every", &self.log_every);
-        set("eval-every", &self.eval_every.map_or("epoch".to_owned(), |steps| steps.to_string()));
-        Ok(settings)
     }
 }
 
@@ -300,72 +234,6 @@ pub(crate) fn check_tokenizer(cache: &Cache) -> Result<()> {
     Ok(())
 }
 
-/// The teacher's shape with what the user changed.
-fn student_config(shape: &StudentArguments, cache: &Cache) -> Result<StudentConfig> {
-    if !(0.0..1.0).contains(&shape.dropout) {
-        return Err(Error::usage(
-            "--dropout",
-            "a probability of at least 0 and below 1",
-            shape.dropout.to_string(),
-            "use 0.1, or 0 for none",
-        ));
-    }
-    let overrides = Overrides {
-        family: parsed("--family", &shape.family)?,
-        num_hidden_layers: Some(shape.layers),
-        hidden_size: shape.hidden_size,
-        num_attention_heads: shape.heads,
-        intermediate_size: shape.feed_forward,
-        embedding_size: shape.embedding_size,
-        wide_embedding: first_weights_are_wide(shape, cache)?,
-        activation: shape.activation.as_deref().map(|name| parsed("--activation", name)).transpose()?,
-        dropout: Some(shape.dropout),
-        attention_dropout: Some(shape.dropout),
-    };
-    let path = cache.directory().join(TEACHER_FOLDER).join("config.json");
-    let config = StudentConfig::from_teacher(&path, &overrides).map_err(name_the_flag)?;
-    let vocabulary = cache.spec().vocabulary_size();
-    if config.vocab_size != vocabulary {
-        let expected = format!("the cache's {vocabulary} ids, the length of a logits row");
-        return Err(Error::data(
-            &path,
-            "vocab_size",
-            expected,
-            config.vocab_size.to_string(),
-            "run precompute with the teacher's own config.json",
-        ));
-    }
-    Ok(config)
-}
-
-/// Whether first weights come from a teacher that is no ALBERT, whose embeddings are as wide as its hidden states.
-fn first_weights_are_wide(shape: &StudentArguments, cache: &Cache) -> Result<bool> {
-    let Some(path) = &shape.init_from else { return Ok(false) };
-    let beside = weights_file(path).with_file_name("config.json");
-    let caches = cache.directory().join(TEACHER_FOLDER).join("config.json");
-    let config = if beside.is_file() { beside } else { caches };
-    Ok(StudentConfig::read_teacher(&config)?.family != Family::Albert)
-}
-
-/// A flag whose value is one of a few names.
-fn parsed<T: std::str::FromStr<Err = String>>(flag: &str, text: &str) -> Result<T> {
-    text.parse().map_err(|expected: String| Error::usage(flag, expected, text, "use one of these names"))
-}
-
-/// A shape that cannot be is a matter of the flag that set it.
-fn name_the_flag(error: Error) -> Error {
-    let Error::Invalid { field, expected, found } = error else { return error };
-    let flag = match field.as_str() {
-        "num_hidden_layers" => "--layers",
-        "hidden_size" => "--hidden-size",
-        "num_attention_heads" => "--heads",
-        "intermediate_size" => "--feed-forward",
-        "embedding_size" => "--embedding-size",
-        _ => return Error::Invalid { field, expected, found },
-    };
-    Error::usage(flag, expected.replace("hidden_size", "--hidden-size"), found, "change one of the student's flags")
-}
-
 fn evaluation_source(eval_cache: Option<&Path>, fraction: Option<f64>, cache: &Cache) -> Result<EvaluationSource> {
     let Some(directory) = eval_cache else {
         let fraction = fraction.unwrap_or(DEFAULT_EVAL_FRACTION);
@@ -384,7 +252,12 @@ fn evaluation_source(eval_cache: Option<&Path>, fraction: Option<f64>, cache: &C
     let (asked, found) = (&training.fingerprints, &evaluation.fingerprints);
     let numbers =
         // Not how many ids are stored: an evaluation uses all that its own cache has.
-        |cache: &Cache| format!("task {:?}, {} ids", cache.spec().task(), cache.spec().vocabulary_size());
+        |cache: &Cache| {
+            let spec = cache.spec();
+            let problem = spec.problem().map_or(String::new(), |problem| format!(" ({problem:?})"));
+            let width = if spec.embedding_size() > 0 { spec.embedding_size() } else { spec.classes() };
+            format!("task {}{problem}, {} ids, {width} values an answer", spec.task(), spec.vocabulary_size())
+        };
     let comparisons = [
         ("teacher", asked.teacher.to_string(), found.teacher.to_string()),
         ("tokenizer", asked.tokenizer.to_string(), found.tokenizer.to_string()),
@@ -401,20 +274,6 @@ fn evaluation_source(eval_cache: Option<&Path>, fraction: Option<f64>, cache: &C
         return Err(Error::usage("--eval-cache", "documents that are not trained on", "the training cache's corpus", remedy));
     }
     Ok(EvaluationSource::Cache(eval_cache))
-}
-
-fn initialisation(shape: &StudentArguments, student: &StudentConfig, cache: &Cache, seed: u64) -> Result<Initialisation> {
-    let Some(path) = &shape.init_from else { return Ok(Initialisation::Random) };
-    let path = weights_file(path);
-    if !path.is_file() {
-        let (expected, remedy) = ("a model.safetensors or model.onnx, or a directory with one", "name the teacher's file, or leave it out");
-        return Err(Error::usage("--init-from", expected, format!("{}: no such file", path.display()), remedy));
-    }
-    let teacher = StudentConfig::read_teacher(&cache.directory().join(TEACHER_FOLDER).join("config.json"))?;
-    let widths = shape.init_widths.as_deref().map_or(Ok(InitWidths::default()), |name| parsed("--init-widths", name))?;
-    let mut first = FirstWeights { layers: shape.init_layers.clone(), widths, heads: Some(teacher.num_attention_heads), seed };
-    first.layers = Some(TeacherTensors::open(&path, student, &first)?.layers().to_vec());
-    Ok(Initialisation::Teacher { path, first })
 }
 
 #[cfg(test)]

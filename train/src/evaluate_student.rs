@@ -3,8 +3,9 @@
 use crate::checkpoint::STATE_FILE;
 use crate::cli::EvaluateArguments;
 use crate::config::{TEACHER_FOLDER, check_tokenizer};
+use crate::evaluate::classes::{ClassScore, Classes};
 use crate::evaluate::pass::for_each_batch;
-use crate::evaluate::{FullEvaluation, FullTally, NO_TOKENS, tokens};
+use crate::evaluate::{FullEvaluation, FullTally, NO_TOKENS, Subject, tokens};
 use crate::export;
 use crate::output::RUN_FILE;
 use crate::stream::Selection;
@@ -12,6 +13,7 @@ use crate::student::Student;
 use logitcache::atomic_file::{check_place, write_bytes_atomically};
 use logitcache::cache::reader::Cache;
 use logitcache::error::{Error, Result};
+use logitcache::target::{Problem, Task};
 use std::io::Write;
 use std::path::Path;
 
@@ -38,6 +40,7 @@ pub fn run(arguments: &EvaluateArguments) -> Result<String> {
     let cache = Cache::open(&arguments.cache)?;
     let student = export::load(&arguments.student)?;
     check_vocabulary(&arguments.student, &student, &cache)?;
+    check_answers(&student, &cache)?;
     check_tokenizer(&cache)?;
     if let Some(note) = other_teacher(&arguments.student, &cache) {
         // Where nobody can read the note, the figures are what was asked for all the same.
@@ -45,12 +48,15 @@ pub fn run(arguments: &EvaluateArguments) -> Result<String> {
     }
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     let pool = pool.map_err(|error| Error::invalid("--threads", "threads that the system gives", error.to_string()))?;
-    let mut tally = FullTally::new(cache.spec().vocabulary_size());
+    let mut tally = FullTally::new(Subject::new(cache.spec(), &student.config().class_names));
     pool.install(|| for_each_batch(&cache, Selection::All, &student, |batch, logits| tally.add(batch, logits)))?;
     let tokens = tokens(&cache)?;
     let Some(found) = tally.finish(&tokens) else {
-        let remedy = "name a cache that precompute made with masking";
-        return Err(Error::data(&arguments.cache, "labels", "masked positions", "none in any row", remedy));
+        let (expected, remedy) = match cache.spec().task() {
+            Task::MaskedLm => ("masked positions", "name a cache that precompute made with masking"),
+            _ => ("something to measure", "name a cache of sequences with answers"),
+        };
+        return Err(Error::data(&arguments.cache, "labels", expected, "none in any row", remedy));
     };
     let figures = match &arguments.out {
         Some(path) => {
@@ -90,6 +96,22 @@ fn json(found: &FullEvaluation, path: &Path) -> Result<String> {
     Ok(text + "\n")
 }
 
+/// Student and teacher answer the same question.
+fn check_answers(student: &Student, cache: &Cache) -> Result<()> {
+    let (config, spec) = (student.config(), cache.spec());
+    let width = if spec.task() == Task::SentenceEmbedding { spec.embedding_size() } else { spec.classes() };
+    let said = |task: Task, problem: Option<Problem>, width: usize| {
+        let problem = problem.map_or(String::new(), |problem| format!(" ({problem:?})"));
+        format!("{task}{problem}, {width} values an answer")
+    };
+    let (asked, found) = (said(config.task, config.problem, config.output_size()), said(spec.task(), spec.problem(), width));
+    if asked == found {
+        return Ok(());
+    }
+    let remedy = "name a cache of the teacher that this student was distilled from";
+    Err(Error::usage("--cache", format!("the student's {asked}"), found, remedy))
+}
+
 /// Ids mean the same to both only where the tokenizers are the same.
 fn check_vocabulary(directory: &Path, student: &Student, cache: &Cache) -> Result<()> {
     let remedy = "name a cache of the teacher that this student was distilled from";
@@ -108,38 +130,44 @@ fn check_vocabulary(directory: &Path, student: &Student, cache: &Cache) -> Resul
 
 /// The figures for a person.
 pub fn table(found: &FullEvaluation) -> String {
-    let quick = &found.evaluation;
-    let share = |value: f64| format!("{value:.4}");
-    let maybe = |value: Option<f64>| value.map_or("unknown".to_owned(), share);
-    let there = format!("on the {} positions whose original token is stored", found.teacher_gold_positions);
-    let rows = [
-        ("masked positions", quick.masked_positions.to_string(), format!("in {} sequences", quick.sequences)),
-        ("student-teacher top-1 agreement", share(quick.student_teacher_top1), String::new()),
-        ("teacher's best in student's 5", share(found.teacher_top1_in_student_top5), String::new()),
-        ("student's best in teacher's 5", share(found.student_top1_in_teacher_top5), String::new()),
-        ("overlap of the 5 best", share(found.top5_overlap), String::new()),
-        ("KL at temperature 1, nats", share(quick.kl_nats), String::new()),
-        ("gold top-1, teacher", share(quick.teacher_gold_top1), String::new()),
-        ("gold top-1, student", share(quick.student_gold_top1), String::new()),
-        ("perplexity, student", share(found.student_perplexity), String::new()),
-        ("perplexity, teacher", maybe(found.teacher_perplexity), there),
-        ("perplexity, student, there", maybe(found.student_perplexity_there), String::new()),
-        ("calibration error, teacher", share(found.teacher_calibration.ece), "ECE, 15 bins of equal width".to_owned()),
-        ("calibration error, student", share(found.student_calibration.ece), String::new()),
-        ("classes", found.classes.total.to_string(), format!("{} listed below", found.classes.listed)),
-    ];
+    let (count, what) = found.evaluation.count();
+    let sequences = if what == "sequences" { String::new() } else { format!("in {} sequences", found.evaluation.sequences) };
+    let mut rows = vec![(what.to_owned(), count.to_string(), sequences)];
+    for figure in found.figures() {
+        match figure.teacher {
+            None => rows.push((figure.title.to_owned(), format!("{:.4}", figure.student), String::new())),
+            Some(teacher) => {
+                rows.push((format!("{}, teacher", figure.title), format!("{teacher:.4}"), String::new()));
+                rows.push((format!("{}, student", figure.title), format!("{:.4}", figure.student), figure.against_teacher()));
+            }
+        }
+    }
+    if let Some(gold) = found.gold.filter(|gold| gold.teacher_gold_positions > 0) {
+        rows.push(("positions where stored".to_owned(), gold.teacher_gold_positions.to_string(), "of the original token".to_owned()));
+    }
     let mut text = String::new();
     for (name, value, remark) in rows {
         text.push_str(format!("{name:<33}{value:>14}   {remark}").trim_end());
         text.push('\n');
     }
-    text.push_str("\ntoken           support   student: precision  recall      F1   teacher: precision  recall      F1\n");
-    for class in &found.classes.rows {
-        let score = |of: &crate::evaluate::classes::ClassScore| {
+    for (classes, what) in [(&found.classes, found.what_classes_are()), (&found.entities, "entity")] {
+        text.push_str(&classes.as_ref().map_or_else(String::new, |classes| class_table(classes, what)));
+    }
+    text
+}
+
+fn class_table(classes: &Classes, what: &str) -> String {
+    let head = "support   student: precision  recall      F1   teacher: precision  recall      F1";
+    let mut text = format!("\n{what:<15} {head}\n");
+    for class in &classes.rows {
+        let score = |of: &ClassScore| {
             let precision = of.precision.map_or("-".to_owned(), |value| format!("{value:.3}"));
             format!("{precision:>19} {:>7.3} {:>7.3}", of.recall, of.f1)
         };
         text.push_str(&format!("{:<14} {:>8}  {}  {}\n", class.token, class.support, score(&class.student), score(&class.teacher)));
+    }
+    if classes.total > classes.listed {
+        text.push_str(&format!("{} more classes are rarer than these.\n", classes.total - classes.listed));
     }
     text
 }

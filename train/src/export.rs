@@ -1,17 +1,21 @@
-//! The student directory: what `transformers` opens with `AutoModelForMaskedLM.from_pretrained` and `AutoTokenizer.from_pretrained`, and what a
-//! later run loads again.
+//! The student directory: what `transformers` opens with `AutoModelForMaskedLM.from_pretrained` (or the task's other class) and
+//! `AutoTokenizer.from_pretrained`, sentence-transformers with `SentenceTransformer` where it is a sentence encoder, and what a later run loads
+//! again.
 //!
 //! | file | content |
 //! | --- | --- |
-//! | `config.json` | the settings, as the family's `...ForMaskedLM` |
+//! | `config.json` | the settings, as the family's class for the task: `...ForMaskedLM` |
 //! | `model.safetensors` | every parameter in float32 under its Hugging Face name; the decoder's weight is the word embeddings' |
 //! | `tokenizer.json`, ... | the teacher's tokenizer files as the cache holds them, byte for byte |
+//! | `modules.json`, ... | of a sentence encoder: [`sentence_files`](crate::student::sentence_files) |
 //!
 //! Each file appears whole or not at all; `model.safetensors` is written last, so where it is new the others are too.
 
 use crate::kernels::{Parameter, ParameterRef};
 use crate::student::config::StudentConfig;
 use crate::student::layout::layout;
+use crate::student::names::PROJECTION_FOLDER;
+use crate::student::sentence_files;
 use crate::student::tensor_file::TensorFile;
 use crate::student::tensor_source::TensorSource;
 use crate::student::tensor_writer::{Named, write_tensors};
@@ -19,6 +23,7 @@ use crate::student::{ParameterSpec, Student};
 use candle_core::DType;
 use logitcache::atomic_file::write_bytes_atomically;
 use logitcache::error::{Error, Result};
+use logitcache::target::Task;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
@@ -29,6 +34,10 @@ pub const CONFIG_FILE: &str = "config.json";
 pub const MODEL_FILE: &str = "model.safetensors";
 
 const TOKENIZER_FILE: &str = "tokenizer.json";
+
+/// What the cache holds of the teacher's model, which the student has of its own.
+const TEACHERS_OWN: [&str; 5] =
+    [CONFIG_FILE, "generation_config.json", sentence_files::MODULES_FILE, sentence_files::LENGTH_FILE, sentence_files::COMPARISON_FILE];
 
 /// Writes the student into `directory`, which is made where it is missing. `teacher_files` is the cache's `teacher` folder.
 ///
@@ -46,7 +55,46 @@ pub fn save(student: &Student, teacher_files: &Path, directory: &Path) -> Result
         write_bytes_atomically(&directory.join(name), &bytes)?;
     }
     write_bytes_atomically(&directory.join(CONFIG_FILE), student.config().to_json().as_bytes())?;
-    write_parameters(&path, student.parameters())
+    let (beside, own): (Vec<_>, Vec<_>) = student.parameters().iter().cloned().partition(|parameter| is_beside(parameter.name()));
+    if student.config().task == Task::SentenceEmbedding {
+        for (name, text) in sentence_files::texts(student.config(), longest_text(student.config(), teacher_files)?) {
+            let path = directory.join(name);
+            let folder = path.parent().unwrap_or(directory);
+            std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+            write_bytes_atomically(&path, text.as_bytes())?;
+        }
+    }
+    if !beside.is_empty() {
+        let folder = directory.join(PROJECTION_FOLDER);
+        std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+        write_parameters(&folder.join(MODEL_FILE), &beside)?;
+    }
+    write_parameters(&path, &own)
+}
+
+/// Whether a parameter is in the file of the projection's folder.
+fn is_beside(name: &str) -> bool {
+    file_and_name(name).0.is_some()
+}
+
+/// The folder whose file holds a parameter, none for the student's own, and its name there.
+fn file_and_name(name: &str) -> (Option<&'static str>, &str) {
+    match name.strip_prefix(PROJECTION_FOLDER).and_then(|rest| rest.strip_prefix('.')) {
+        Some(rest) => (Some(PROJECTION_FOLDER), rest),
+        None => (None, name),
+    }
+}
+
+/// How many tokens of a text sentence-transformers reads: the teacher's setting where it says one, at most what the student takes.
+fn longest_text(config: &StudentConfig, teacher_files: &Path) -> Result<usize> {
+    let path = teacher_files.join(sentence_files::LENGTH_FILE);
+    let longest = config.longest_sequence();
+    if !path.is_file() {
+        return Ok(longest);
+    }
+    let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+    let value: serde_json::Value = serde_json::from_str(&text).map_err(Error::library("parse", &path))?;
+    Ok(value["max_seq_length"].as_u64().map_or(longest, |tokens| longest.min(usize::try_from(tokens).unwrap_or(longest))))
 }
 
 /// Refuses a `--student` that holds no student's files.
@@ -70,15 +118,32 @@ pub fn check_student_flag(directory: &Path) -> Result<()> {
 /// A missing or damaged file, or one that does not fit the settings beside it, tensors that these do not describe included.
 pub fn load(directory: &Path) -> Result<Student> {
     let config = StudentConfig::read(&directory.join(CONFIG_FILE))?;
-    let mut file = TensorFile::open(&directory.join(MODEL_FILE))?;
-    let known: HashSet<String> = layout(&config).into_iter().map(|parameter| parameter.name).collect();
-    if let Some(surplus) = file.names().into_iter().find(|name| !known.contains(name)) {
+    let path = directory.join(MODEL_FILE);
+    let known: HashSet<String> = layout(&config).into_iter().map(|parameter| parameter.name).filter(|name| !is_beside(name)).collect();
+    if let Some(surplus) = TensorFile::open(&path)?.names().into_iter().find(|name| !known.contains(name)) {
         let expected = format!("only the {} tensors that {CONFIG_FILE} beside it describes", known.len());
         let remedy = format!("put back the {CONFIG_FILE} that belongs to these weights");
-        return Err(Error::data(directory.join(MODEL_FILE), format!("tensor {surplus}"), expected, "this one too", remedy));
+        return Err(Error::data(path, format!("tensor {surplus}"), expected, "this one too", remedy));
     }
-    Student::new(config, DType::F32, &mut |parameter: &ParameterSpec| {
-        file.read(&parameter.name, &parameter.shape).map_err(|error| match error {
+    load_as(&config, directory)
+}
+
+/// [`load`] with settings that are known already.
+///
+/// # Errors
+/// A missing or damaged file, or one that does not fit the settings.
+pub(crate) fn load_as(config: &StudentConfig, directory: &Path) -> Result<Student> {
+    let mut file = TensorFile::open(&directory.join(MODEL_FILE))?;
+    let mut beside = match config.embedding_output {
+        0 => None,
+        _ => Some(TensorFile::open(&directory.join(PROJECTION_FOLDER).join(MODEL_FILE))?),
+    };
+    Student::new(config.clone(), DType::F32, &mut |parameter: &ParameterSpec| {
+        let read = match (file_and_name(&parameter.name), &mut beside) {
+            ((Some(_), name), Some(beside)) => beside.read(name, &parameter.shape),
+            _ => file.read(&parameter.name, &parameter.shape),
+        };
+        read.map_err(|error| match error {
             Error::Data { path, field, expected, found, .. } if expected.starts_with("shape") => {
                 let remedy = format!("{CONFIG_FILE} and {MODEL_FILE} are of two students: give a directory as train wrote it");
                 Error::data(path, field, expected, found, remedy)
@@ -88,7 +153,7 @@ pub fn load(directory: &Path) -> Result<Student> {
     })
 }
 
-/// The files of the cache's `teacher` folder that a student takes along: all but the teacher's own configuration, in alphabetical order. Asked
+/// The files of the cache's `teacher` folder that a student takes along: its tokenizer's, in alphabetical order. Asked
 /// before training starts, it tells early that a student could not be saved.
 ///
 /// # Errors
@@ -98,8 +163,8 @@ pub fn tokenizer_files(teacher_files: &Path) -> Result<Vec<PathBuf>> {
     for entry in std::fs::read_dir(teacher_files).map_err(Error::io("list", teacher_files))? {
         let path = entry.map_err(Error::io("list", teacher_files))?.path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        // A name that starts with a dot is a write that was cut off; one with "config.json" describes the teacher's model.
-        if path.is_file() && !name.starts_with('.') && !["config.json", "generation_config.json"].contains(&name) {
+        // A name that starts with a dot is a write that was cut off; some describe the teacher's model, as the student's own files do the student's.
+        if path.is_file() && !name.starts_with('.') && !TEACHERS_OWN.contains(&name) {
             files.push(path);
         }
     }
@@ -123,7 +188,8 @@ fn check_finite(path: &Path, parameter: &Parameter) -> Result<()> {
 }
 
 fn write_parameters(path: &Path, parameters: &[ParameterRef]) -> Result<()> {
-    let named: Vec<Named> = parameters.iter().map(|parameter| (parameter.name().to_owned(), parameter.shape().dims().to_vec())).collect();
+    let name = |parameter: &ParameterRef| file_and_name(parameter.name()).1.to_owned();
+    let named: Vec<Named> = parameters.iter().map(|parameter| (name(parameter), parameter.shape().dims().to_vec())).collect();
     write_tensors(path, &named, |i| with_f32(&parameters[i], <[f32]>::to_vec))
 }
 
@@ -137,137 +203,4 @@ pub(crate) fn with_f32<R>(parameter: &Parameter, read: impl FnOnce(&[f32]) -> R)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::student::at_random;
-    use candle_core::Tensor;
-    use safetensors::SafeTensors;
-
-    fn config() -> StudentConfig {
-        StudentConfig {
-            vocab_size: 13,
-            hidden_size: 8,
-            embedding_size: 8,
-            num_hidden_layers: 2,
-            num_attention_heads: 2,
-            intermediate_size: 12,
-            max_position_embeddings: 7,
-            dropout: 0.1,
-            attention_dropout: 0.0,
-            initializer_range: 0.02,
-            pad_token_id: None,
-            ..StudentConfig::default()
-        }
-    }
-
-    fn student(dtype: DType) -> Student {
-        Student::new(config(), dtype, &mut |spec: &ParameterSpec| Ok(at_random(&config(), 1, spec))).unwrap()
-    }
-
-    fn teacher_files() -> tempfile::TempDir {
-        let directory = tempfile::tempdir().unwrap();
-        for name in ["config.json", "tokenizer.json", "tokenizer_config.json", ".vocab.txt.partial"] {
-            std::fs::write(directory.path().join(name), format!("the teacher's {name}")).unwrap();
-        }
-        directory
-    }
-
-    fn names(directory: &Path) -> Vec<String> {
-        let mut names: Vec<_> =
-            std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-        names.sort();
-        names
-    }
-
-    fn values(student: &Student) -> Vec<(String, Vec<f32>)> {
-        student.parameters().iter().map(|parameter| (parameter.name().to_owned(), with_f32(parameter, <[f32]>::to_vec).unwrap())).collect()
-    }
-
-    #[test]
-    fn a_saved_student_loads_as_it_was() {
-        let (teacher, out) = (teacher_files(), tempfile::tempdir().unwrap());
-        let directory = out.path().join("new/student");
-        for dtype in [DType::F64, DType::F32] {
-            let student = student(dtype);
-            save(&student, teacher.path(), &directory).unwrap();
-            let loaded = load(&directory).unwrap();
-            assert_eq!(loaded.config(), student.config());
-            assert_eq!(values(&loaded), values(&student));
-        }
-        assert_eq!(names(&directory), ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]);
-        assert_eq!(std::fs::read_to_string(directory.join("tokenizer.json")).unwrap(), "the teacher's tokenizer.json");
-        assert!(std::fs::read_to_string(directory.join("config.json")).unwrap().contains("DistilBertForMaskedLM"));
-    }
-
-    #[test]
-    fn the_file_is_what_other_readers_expect() {
-        let (teacher, out) = (teacher_files(), tempfile::tempdir().unwrap());
-        save(&student(DType::F32), teacher.path(), out.path()).unwrap();
-        let bytes = std::fs::read(out.path().join(MODEL_FILE)).unwrap();
-        let (header, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
-        assert_eq!(header % 8, 0);
-        assert_eq!(metadata.metadata().as_ref().unwrap()["format"], "pt");
-        let tensors = SafeTensors::deserialize(&bytes).unwrap();
-        assert_eq!(tensors.len(), 4 + 2 * 16 + 5);
-        assert_eq!(tensors.tensor("distilbert.transformer.layer.1.ffn.lin1.weight").unwrap().shape(), [12, 8]);
-        // The tied weight is stored once, under the name of the word embeddings.
-        assert!(tensors.tensor("vocab_projector.weight").is_err() && tensors.tensor("vocab_projector.bias").is_ok());
-    }
-
-    #[test]
-    fn a_diverged_student_does_not_replace_a_good_one() {
-        let (teacher, out) = (teacher_files(), tempfile::tempdir().unwrap());
-        let student = student(DType::F32);
-        save(&student, teacher.path(), out.path()).unwrap();
-        let before = std::fs::read(out.path().join(MODEL_FILE)).unwrap();
-        student.parameters()[3]
-            .set_value(&Tensor::new(&[0f32, 1.0, f32::NAN, 0.0, 0.0, 0.0, 0.0, 0.0], &candle_core::Device::Cpu).unwrap())
-            .unwrap();
-        let message = save(&student, teacher.path(), out.path()).unwrap_err().to_string();
-        assert!(message.contains("LayerNorm.bias: expected finite values, found NaN at element 2"), "{message}");
-        assert_eq!(std::fs::read(out.path().join(MODEL_FILE)).unwrap(), before);
-    }
-
-    #[test]
-    fn what_is_missing_is_named() {
-        let (teacher, out) = (teacher_files(), tempfile::tempdir().unwrap());
-        std::fs::remove_file(teacher.path().join("tokenizer.json")).unwrap();
-        let message = save(&student(DType::F32), teacher.path(), out.path()).unwrap_err().to_string();
-        assert!(message.contains("tokenizer.json: expected the teacher's tokenizer, found 1 other files"), "{message}");
-        let message = load(out.path()).err().unwrap().to_string();
-        assert!(message.contains("cannot read") && message.contains("config.json"), "{message}");
-    }
-
-    #[test]
-    fn tensors_of_more_layers_than_the_settings_say_are_refused() {
-        let (teacher, out) = (teacher_files(), tempfile::tempdir().unwrap());
-        save(&student(DType::F32), teacher.path(), out.path()).unwrap();
-        let fewer = StudentConfig { num_hidden_layers: 1, ..config() };
-        std::fs::write(out.path().join(CONFIG_FILE), fewer.to_json()).unwrap();
-        let message = load(out.path()).err().unwrap().to_string();
-        assert!(
-            message.contains("model.safetensors: tensor distilbert.transformer.layer.1.") && message.contains("only the 25"),
-            "{message}"
-        );
-    }
-
-    #[test]
-    fn settings_of_another_student_are_refused() {
-        let (teacher, out) = (teacher_files(), tempfile::tempdir().unwrap());
-        save(&student(DType::F32), teacher.path(), out.path()).unwrap();
-        let other = StudentConfig { intermediate_size: 16, ..config() };
-        std::fs::write(out.path().join(CONFIG_FILE), other.to_json()).unwrap();
-        let message = load(out.path()).err().unwrap().to_string();
-        assert!(message.contains("ffn.lin1.weight: expected shape [16, 8], found shape [12, 8]"), "{message}");
-    }
-
-    #[test]
-    fn a_configuration_of_another_student_is_refused_with_a_remedy_that_fits() {
-        let directory = tempfile::tempdir().unwrap();
-        save(&student(DType::F32), teacher_files().path(), directory.path()).unwrap();
-        let other = StudentConfig { intermediate_size: 16, ..config() };
-        std::fs::write(directory.path().join(CONFIG_FILE), other.to_json()).unwrap();
-        let Err(error) = load(directory.path()) else { panic!("the shapes differ") };
-        assert!(error.to_string().contains("are of two students") && !error.to_string().contains("start from"), "{error}");
-    }
-}
+mod tests;

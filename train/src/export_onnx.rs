@@ -1,18 +1,22 @@
 //! Writing a student as an ONNX graph, in the layout of `optimum-cli export onnx`: `model.onnx` beside `config.json` and the tokenizer's files.
 //!
-//! The graph takes any batch and length, in int64, and gives float32 `logits` `[batch, sequence, vocabulary]`. Nodes are named after their modules
+//! The graph takes any batch and length, in int64, and gives float32 `logits`: `[batch, sequence, vocabulary]` of a language model, `[batch, sequence,
+//! classes]` of a token classifier, `[batch, classes]` of a sequence classifier. A sentence encoder gives `last_hidden_state` and, pooled and scaled
+//! in the graph, `sentence_embedding` `[batch, embedding]`. Nodes are named after their modules
 //! and biases, embeddings and LayerNorms keep their Hugging Face names, so that `precompute` finds the hidden states when the student is the next
 //! teacher. A model beyond protobuf's 2 GB has its weights in `model.onnx_data`.
 
+mod decoder_graph;
 mod destination;
 mod graph;
 
 use crate::cli::ExportArguments;
 use crate::export::{CONFIG_FILE, check_student_flag, load, with_f32};
-use crate::student::Student;
+use crate::student::{Student, sentence_files};
 use logitcache::atomic_file::write_bytes_atomically;
 use logitcache::error::{Error, Result};
 use logitcache::onnx::write::{LARGEST_MODEL_BYTES, write_model};
+use logitcache::target::Task;
 use std::path::Path;
 
 /// The graph's file.
@@ -20,8 +24,14 @@ pub const ONNX_FILE: &str = "model.onnx";
 
 const TOKENIZER_FILE: &str = "tokenizer.json";
 
-/// What may lie beside `tokenizer.json` and belongs to it.
-const TOKENIZER_COMPANIONS: [&str; 8] = [
+/// What may lie beside `tokenizer.json` and belongs to it or to a sentence encoder.
+const TOKENIZER_COMPANIONS: [&str; 14] = [
+    sentence_files::MODULES_FILE,
+    sentence_files::LENGTH_FILE,
+    sentence_files::COMPARISON_FILE,
+    "1_Pooling/config.json",
+    "2_Dense/config.json",
+    "2_Dense/model.safetensors",
     "added_tokens.json",
     "merges.txt",
     "sentencepiece.bpe.model",
@@ -49,8 +59,14 @@ pub fn run(arguments: &ExportArguments) -> Result<String> {
     let path = out.join(ONNX_FILE);
     let bytes = write_onnx(&loaded, &path, LARGEST_MODEL_BYTES)?;
     let inputs = graph::input_names(loaded.config()).join(", ");
+    let outputs = match loaded.config().task {
+        Task::MaskedLm | Task::CausalLm => "logits [batch, sequence, vocabulary]",
+        Task::TokenClassification => "logits [batch, sequence, classes]",
+        Task::SequenceClassification => "logits [batch, classes]",
+        Task::SentenceEmbedding => "last_hidden_state [batch, sequence, hidden] and sentence_embedding [batch, embedding]",
+    };
     let megabytes = bytes as f64 / 1e6;
-    Ok(format!("{}: {megabytes:.1} MB, {inputs} [batch, sequence] to logits [batch, sequence, vocabulary]\n", path.display()))
+    Ok(format!("{}: {megabytes:.1} MB, {inputs} [batch, sequence] to {outputs}\n", path.display()))
 }
 
 /// Publishes the student's graph at `path`; gives the bytes written. Weights go beside it where it would be larger than `largest_bytes`:
@@ -83,7 +99,9 @@ fn copy_companions(student: &Path, out: &Path) -> Result<()> {
     for name in companions(student) {
         let source = student.join(name);
         let bytes = std::fs::read(&source).map_err(Error::io("read", &source))?;
-        write_bytes_atomically(&out.join(name), &bytes)?;
+        let (path, folder) = (out.join(name), out.join(name).parent().map_or_else(|| out.to_owned(), Path::to_owned));
+        std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+        write_bytes_atomically(&path, &bytes)?;
     }
     Ok(())
 }

@@ -7,7 +7,7 @@
 //! - [`optim`]: clipping, AdamW, the learning-rate schedule.
 //! - [`trainer`]: the loop, where the stages meet.
 //! - [`checkpoint`], [`resume`]: what a run needs to go on as if it had never stopped, and where it begins.
-//! - [`evaluate`]: the student against its teacher on masked positions it was never trained on.
+//! - [`evaluate`]: the student against its teacher on sequences it was never trained on, by task.
 //! - [`export`]: the directory that `transformers` loads.
 //! - [`export_onnx`], [`evaluate_student`], [`report_again`]: what else can be done with a student, a subcommand each.
 //! - [`metrics`], [`tensorboard`], [`progress`], [`report`], [`summary`]: what was measured, as a log for programs and for TensorBoard, on the
@@ -49,9 +49,8 @@ use logitcache::error::{Error, Result};
 use metrics::MetricsLog;
 use output::{Occupancy, RunRecord};
 use progress::Progress;
-use student::init::TeacherTensors;
 use student::random::at_random;
-use student::{HiddenObjective, ParameterSpec, Student};
+use student::{FirstValues, HiddenObjective, ParameterSpec, Student};
 use summary::{Quality, Summary};
 use trainer::{Outcome, StopSignal};
 
@@ -91,8 +90,8 @@ fn train_and_write(
 ) -> Result<String> {
     let plan = trainer::plan(config)?;
     progress.say(&plan.to_string());
-    let notes = config.objective.truncation_notes(config.targets.k(), config.cache.spec().vocabulary_size());
-    notes.iter().chain(&config.objective.head_note()).for_each(|note| progress.say(note));
+    let notes = config.objective.truncation_notes(config.targets.k(), config.cache.spec().classes());
+    notes.iter().chain(&config.objective.head_note(config.student.task)).for_each(|note| progress.say(note));
     let checkpoint = resume::checkpoint_to_go_on_from(config, checkpoints, occupancy, &plan, progress)?;
     let (student, start, mut log) = match &checkpoint {
         Some(checkpoint) => resume::from_checkpoint(config, checkpoint)?,
@@ -129,7 +128,7 @@ fn initial_student(config: &Config) -> Result<Student> {
             Ok(at_random(shape, config.seed, parameter))
         }),
         Initialisation::Teacher { path, first } => {
-            let mut teacher = TeacherTensors::open(path, shape, first)?;
+            let mut teacher = FirstValues::open(path, shape, first)?;
             Student::new(shape.clone(), candle_core::DType::F32, &mut |parameter: &ParameterSpec| teacher.values(parameter))
         }
     }

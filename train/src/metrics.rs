@@ -151,10 +151,20 @@ pub struct StepSums {
     /// Their tokens.
     pub tokens: u64,
     /// Steps that computed each part of the loss.
+    #[serde(deserialize_with = "part_steps")]
     pub part_steps: [u64; PARTS],
     /// Sums of the fields of the same name; `step`, `epoch`, `learning_rate`, `tokens_per_second`, `elapsed_seconds`
     /// and `skipped_steps` are not used.
     pub totals: StepMetrics,
+}
+
+/// Checkpoints of earlier versions know fewer parts, the first ones.
+fn part_steps<'de, D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<[u64; PARTS], D::Error> {
+    let (counts, mut all) = (Vec::<u64>::deserialize(deserializer)?, [0; PARTS]);
+    let known =
+        all.get_mut(..counts.len()).ok_or_else(|| serde::de::Error::invalid_length(counts.len(), &"at most one count for each part"))?;
+    known.copy_from_slice(&counts);
+    Ok(all)
 }
 
 impl StepSums {
@@ -199,6 +209,8 @@ impl StepSums {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::evaluate::Measures;
+    use crate::evaluate::masked_lm::MaskedLm;
     use crate::loss::Part;
 
     #[test]
@@ -216,7 +228,8 @@ mod tests {
     fn lines_read_back() {
         let directory = tempfile::tempdir().unwrap();
         let mut log = MetricsLog::create(directory.path()).unwrap();
-        let evaluation = Evaluation { masked_positions: 4, student_teacher_top1: 0.5, ..Evaluation::default() };
+        let measures = Measures::MaskedLm(MaskedLm { masked_positions: 4, student_teacher_top1: 0.5, ..MaskedLm::default() });
+        let evaluation = Evaluation { sequences: 3, measures };
         let evaluated = EvaluationMetrics { step: 0, epoch: 0.0, evaluation, evaluation_seconds: 0.25, elapsed_seconds: 0.5 };
         log.write(Line::Evaluation(evaluated)).unwrap();
         let parts = PartValues::of(&[(Part::Ce, 0.1), (Part::HiddenMse, 0.25)]);
@@ -224,7 +237,7 @@ mod tests {
         let text = std::fs::read_to_string(directory.path().join(METRICS_FILE)).unwrap();
         let read: Vec<Line> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(read, log.lines());
-        assert!(text.starts_with(r#"{"kind":"evaluation","step":0"#), "{text}");
+        assert!(text.starts_with(r#"{"kind":"evaluation","step":0,"epoch":0.0,"sequences":3,"masked_positions":4,"student_"#), "{text}");
         assert!(text.contains(r#""loss":1.25,"ce_nats":0.1,"hidden_mse":0.25,"learning_rate""#), "{text}");
     }
 

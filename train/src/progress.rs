@@ -71,11 +71,7 @@ impl Progress {
 
     /// An evaluation.
     pub fn evaluation(&self, line: &EvaluationMetrics) {
-        let found = &line.evaluation;
-        self.say(&format!(
-            "evaluation after step {}: agreement with the teacher {:.4}, divergence {:.4} nats, gold {:.4} (teacher {:.4}) on {} masked positions",
-            line.step, found.student_teacher_top1, found.kl_nats, found.student_gold_top1, found.teacher_gold_top1, found.masked_positions
-        ));
+        self.say(&evaluation_line(line));
     }
 
     /// Training has ended: the bar goes.
@@ -94,6 +90,17 @@ impl Progress {
             None => {}
         }
     }
+}
+
+/// The figures that have a place in a line, the teacher's own in brackets, and what they are of.
+fn evaluation_line(line: &EvaluationMetrics) -> String {
+    let told = line.evaluation.figures().into_iter().filter_map(|figure| {
+        let (name, unit) = figure.said?;
+        let teacher = figure.teacher.map_or(String::new(), |teacher| format!(" (teacher {teacher:.4}{unit})"));
+        Some(format!("{name} {:.4}{unit}{teacher}", figure.student))
+    });
+    let (count, what) = line.evaluation.count();
+    format!("evaluation after step {}: {} on {count} {what}", line.step, told.collect::<Vec<_>>().join(", "))
 }
 
 /// Joins `items` by commas, in lines of at most [`LINE_CHARACTERS`].
@@ -135,6 +142,21 @@ mod tests {
         assert!(text.lines().count() > 1 && text.lines().all(|line| line.len() < 80), "{text}");
         assert_eq!(text.replace('\n', " "), items.join(", "));
         assert_eq!((in_lines(&[]), in_lines(&["a".to_owned()])), (String::new(), "a".to_owned()));
+    }
+
+    #[test]
+    fn an_evaluation_is_told_in_a_line() {
+        let measures = crate::evaluate::Measures::MaskedLm(crate::evaluate::masked_lm::MaskedLm {
+            masked_positions: 7,
+            student_teacher_top1: 0.9,
+            kl_nats: 0.25,
+            teacher_gold_top1: 0.75,
+            student_gold_top1: 0.5,
+        });
+        let evaluation = crate::evaluate::Evaluation { sequences: 2, measures };
+        let line = EvaluationMetrics { step: 3, epoch: 1.0, evaluation, evaluation_seconds: 0.0, elapsed_seconds: 0.0 };
+        let said = "agreement with the teacher 0.9000, divergence 0.2500 nats, gold 0.5000 (teacher 0.7500) on 7 masked positions";
+        assert_eq!(evaluation_line(&line), format!("evaluation after step 3: {said}"));
     }
 
     #[test]

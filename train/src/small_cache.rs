@@ -1,4 +1,4 @@
-//! A small cache for tests: sequences that count upwards, and a teacher that knows it.
+//! A small cache of any task for tests: sequences that count upwards, and a teacher that knows it.
 
 use crate::cli::Arguments;
 use clap::Parser;
@@ -8,7 +8,7 @@ use logitcache::cache::writer::{write_shard, write_vocabulary};
 use logitcache::fingerprint::Fingerprint;
 use logitcache::oracle::stored_targets;
 use logitcache::seed::{Purpose, RandomStream};
-use logitcache::target::{PositionRule, Precision, TargetSpec, Task, UncheckedTargetSpec};
+use logitcache::target::{Pooling, Precision, Problem, TargetSpec, Task, UncheckedTargetSpec};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -26,6 +26,11 @@ pub(crate) struct SmallCache {
     pub(crate) sequences_per_document: u64,
     pub(crate) temperatures: Vec<f32>,
     pub(crate) hidden_layers: Vec<u32>,
+    pub(crate) task: Task,
+    /// What a sequence classifier's logits mean; it has three classes, or one number.
+    pub(crate) problem: Problem,
+    /// Width of a sentence encoder's vectors, which have length 1 and are means.
+    pub(crate) embedding_size: u32,
     pub(crate) teacher: &'static str,
     pub(crate) corpus: &'static str,
 }
@@ -40,13 +45,25 @@ impl Default for SmallCache {
             sequences_per_document: 1,
             temperatures,
             hidden_layers,
+            task: Task::MaskedLm,
+            problem: Problem::SingleLabel,
+            embedding_size: 16,
             teacher: "teacher",
             corpus: "corpus",
         }
     }
 }
 
+impl SmallCache {
+    /// One of another task, at temperature 1 and without hidden states.
+    pub(crate) fn of(task: Task) -> Self {
+        Self { task, temperatures: vec![1.0], hidden_layers: vec![], ..Self::default() }
+    }
+}
+
 const TOKENIZER: &str = "{}";
+
+const CLASSES: &str = r#", "id2label": {"0": "O", "1": "B-X", "2": "I-X"}}"#;
 
 const TEACHER_CONFIG: &str = r#"{"model_type": "bert", "hidden_act": "gelu", "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2,
     "num_attention_heads": 2, "intermediate_size": 24, "max_position_embeddings": 16}"#;
@@ -56,10 +73,11 @@ impl SmallCache {
     pub(crate) fn write(&self, directory: &Path, name: &str) -> PathBuf {
         let directory = directory.join(name);
         std::fs::create_dir_all(directory.join("teacher")).unwrap();
-        std::fs::write(directory.join("teacher/config.json"), TEACHER_CONFIG).unwrap();
+        let spec = self.spec();
+        let config = if spec.classes() == 3 { TEACHER_CONFIG.replace('}', CLASSES) } else { TEACHER_CONFIG.to_owned() };
+        std::fs::write(directory.join("teacher/config.json"), config).unwrap();
         std::fs::write(directory.join("teacher/tokenizer.json"), TOKENIZER).unwrap();
         write_vocabulary(&directory, &(0..VOCABULARY).map(|id| format!("token {id}")).collect::<Vec<_>>()).unwrap();
-        let spec = self.spec();
         let run = format!("{} {} {:?}", self.teacher, self.corpus, (self.shards_per_pass, self.rows_per_shard, self.passes));
         let of = |text: &str| Fingerprint::of_bytes(text.as_bytes());
         let fingerprints = Fingerprints { teacher: of(self.teacher), tokenizer: of(TOKENIZER), corpus: of(self.corpus), run: of(&run) };
@@ -68,7 +86,7 @@ impl SmallCache {
             for shard in 0..u64::from(self.shards_per_pass) {
                 let ids = shard * self.rows_per_shard..(shard + 1) * self.rows_per_shard;
                 let document = |id: u64| id / self.sequences_per_document;
-                let records: Vec<Record> = ids.map(|id| Record { document_id: document(id), ..record(&spec, id, pass) }).collect();
+                let records: Vec<Record> = ids.map(|id| Record { document_id: document(id), ..answered(&spec, id, pass) }).collect();
                 shards.push(write_shard(&directory, shards.len() as u32, &spec, &fingerprints, &records).unwrap());
             }
         }
@@ -80,7 +98,8 @@ impl SmallCache {
             provider: "cpu".into(),
             logits_output: "logits".into(),
             hidden_tensors: BTreeMap::new(),
-            ..TeacherSummary::default()
+            pooling: (self.task == Task::SentenceEmbedding).then_some(Pooling::Mean),
+            normalized: self.task == Task::SentenceEmbedding,
         };
         let manifest = Manifest {
             format_version: FORMAT_VERSION,
@@ -98,18 +117,99 @@ impl SmallCache {
     }
 
     fn spec(&self) -> TargetSpec {
+        let unchecked = UncheckedTargetSpec::new(self.task, VOCABULARY);
+        let classes = match (self.task, self.problem) {
+            (Task::SequenceClassification, Problem::Regression) => Some(1),
+            (Task::SequenceClassification | Task::TokenClassification, _) => Some(3),
+            _ => None,
+        };
         let unchecked = UncheckedTargetSpec {
-            top_k: TOP_K,
+            classes,
+            problem: (self.task == Task::SequenceClassification).then_some(self.problem),
+            embedding_size: (self.task == Task::SentenceEmbedding).then_some(self.embedding_size),
+            top_k: if self.task.is_language_model() { TOP_K } else { classes.unwrap_or(0) },
             temperatures: self.temperatures.clone(),
-            positions: PositionRule::Tokens,
             hidden_layers: self.hidden_layers.clone(),
             hidden_size: if self.hidden_layers.is_empty() { 0 } else { 16 },
             token_type_ids: false,
             precision: Precision::Float16,
-            ..UncheckedTargetSpec::new(Task::MaskedLm, VOCABULARY)
+            ..unchecked
         };
         TargetSpec::try_from(unchecked).unwrap()
     }
+}
+
+/// The row of a sequence. For the tasks other than masked-lm nothing is masked, and the first number says everything: a sequence's class is
+/// the third of the vocabulary that it lies in, a token's the rest of its id by 3, a vector points where it stands. Odd sequences have no gold answer.
+fn answered(spec: &TargetSpec, sequence_id: u64, pass: u16) -> Record {
+    let masked = record(spec, sequence_id, pass);
+    if spec.task() == Task::MaskedLm {
+        return masked;
+    }
+    let (first, length) = (RandomStream::new(2, Purpose::Masking, &[sequence_id]).below(20) as u32, masked.input_ids.len());
+    let number = |place: usize| 4 + (first + place as u32) % (VOCABULARY - 4);
+    let input_ids: Vec<u32> = (0..length)
+        .map(|i| {
+            if i == 0 {
+                2
+            } else if i + 1 == length {
+                3
+            } else {
+                number(i - 1)
+            }
+        })
+        .collect();
+    let labelled = sequence_id.is_multiple_of(2);
+    let class = (first / 7) as usize;
+    let mut record =
+        Record { sequence_id, document_id: sequence_id, pass, input_ids, hidden_states: masked.hidden_states, ..Record::default() };
+    let near = |truth: usize, classes: usize| (0..classes).map(move |id| 5.0 - 2.5 * (id.abs_diff(truth) as f64).min(4.0)).collect();
+    let logits: Vec<Vec<f64>> = match spec.task() {
+        Task::SequenceClassification => {
+            record.positions = vec![0];
+            let (gold, numbers): (i32, Vec<f64>) = match spec.problem() {
+                Some(Problem::SingleLabel) => (class as i32, near(class, 3)),
+                Some(Problem::MultiLabel) => (-1, (0..3).map(|id| if id <= class { 3.0 } else { -3.0 }).collect()),
+                _ => (-1, vec![f64::from(first) / 10.0]),
+            };
+            if gold >= 0 {
+                record.labels = vec![if labelled { gold } else { IGNORED_LABEL }];
+            } else if labelled {
+                let gold = |logit: &f64| if spec.classes() == 1 { *logit as f32 } else { f32::from(u8::from(*logit > 0.0)) };
+                record.label_values = numbers.iter().map(gold).collect();
+            }
+            vec![numbers]
+        }
+        Task::TokenClassification => {
+            record.positions = (1..length as u16 - 1).collect();
+            let class = |id: &u32| (id % 3) as usize;
+            let gold = |i: usize| if labelled && i > 0 && i + 1 < length { class(&record.input_ids[i]) as i32 } else { IGNORED_LABEL };
+            record.labels = (0..length).map(gold).collect();
+            record.input_ids[1..length - 1].iter().map(|id| near(class(id), 3)).collect()
+        }
+        Task::CausalLm => {
+            record.positions = (0..length as u16 - 1).collect();
+            record.labels = record.input_ids[1..].iter().map(|id| *id as i32).chain([IGNORED_LABEL]).collect();
+            record.input_ids[1..].iter().map(|id| near(*id as usize, VOCABULARY as usize)).collect()
+        }
+        _ => {
+            let size = spec.embedding_size();
+            let value = |place: usize| (-((place as f64 - f64::from(first) * size as f64 / 20.0).powi(2)) / 4.0).exp();
+            let norm = (0..size).map(|place| value(place).powi(2)).sum::<f64>().sqrt();
+            record.embedding = (0..size).map(|place| (value(place) / norm) as f32).collect();
+            record.label_values = if labelled { vec![1.0 - first as f32 / 20.0] } else { vec![] };
+            vec![]
+        }
+    };
+    let temperatures: Vec<f64> = spec.temperatures().iter().map(|t| f64::from(*t)).collect();
+    for logits in logits {
+        let targets = stored_targets(&logits, spec.top_k(), &temperatures);
+        record.top_ids.extend(targets.top_ids.iter().map(|id| *id as u32));
+        record.top_logits.extend(targets.top_logits.iter().map(|logit| *logit as f32));
+        record.max_logit.push(targets.max_logit as f32);
+        record.log_z.extend(targets.log_z.iter().map(|log_z| *log_z as f32));
+    }
+    record
 }
 
 /// Start, 6 to 11 consecutive numbers of which one or two are masked, end. The teacher finds the true one most likely, its neighbours next.

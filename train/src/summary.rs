@@ -106,21 +106,24 @@ impl Summary {
         match &self.evaluation {
             None => rows.push(("evaluation".to_owned(), "none".to_owned(), "nothing was held out".to_owned())),
             Some(found) => {
-                let before = |value: fn(&Evaluation) -> f64| {
-                    self.first_evaluation.map_or(String::new(), |first| format!("{:.4} before training", value(&first)))
-                };
-                let gold = of(found.student_gold_top1, found.teacher_gold_top1);
-                rows.extend(named(vec![
-                    ("student-teacher top-1 agreement", format!("{:.4}", found.student_teacher_top1), before(|e| e.student_teacher_top1)),
-                    ("KL at temperature 1, nats", format!("{:.4}", found.kl_nats), before(|e| e.kl_nats)),
-                    ("gold top-1, teacher", format!("{:.4}", found.teacher_gold_top1), String::new()),
-                    ("gold top-1, student", format!("{:.4}", found.student_gold_top1), gold),
-                    (
-                        "held-out masked positions",
-                        thousands(found.masked_positions),
-                        format!("in {} sequences", thousands(found.sequences)),
-                    ),
-                ]));
+                let first = self.first_evaluation.map_or_else(Vec::new, |first| first.figures());
+                for figure in found.figures() {
+                    let first = first.iter().find(|first| first.key == figure.key);
+                    let before = first.map_or(String::new(), |first| format!("{:.4} before training", first.student));
+                    if let Some(teacher) = figure.teacher {
+                        rows.push((format!("{}, teacher", figure.title), format!("{teacher:.4}"), String::new()));
+                    }
+                    let (name, remark) = match figure.teacher {
+                        Some(_) => (format!("{}, student", figure.title), figure.against_teacher()),
+                        None => (figure.title.to_owned(), before),
+                    };
+                    rows.push((name, format!("{:.4}", figure.student), remark));
+                }
+                let (count, what) = found.count();
+                let sequences = format!("in {} sequences", thousands(found.sequences));
+                // Sequences are not in themselves.
+                let remark = if what == "sequences" { String::new() } else { sequences };
+                rows.push((format!("held-out {what}"), thousands(count), remark));
             }
         }
         if let Some(quality) = &self.quality {
@@ -205,25 +208,29 @@ fn thousands(count: u64) -> String {
 mod tests {
     use super::*;
     use crate::batcher::{Duration, StepArithmetic};
+    use crate::evaluate::Measures;
+    use crate::evaluate::masked_lm::MaskedLm;
 
     fn summary() -> Summary {
-        let evaluation = Evaluation {
-            sequences: 500,
+        let measures = MaskedLm {
             masked_positions: 3210,
             student_teacher_top1: 0.9333,
             kl_nats: 0.19,
             teacher_gold_top1: 0.9,
             student_gold_top1: 0.891,
         };
+        let of = |measures| Evaluation { sequences: 500, measures: Measures::MaskedLm(measures) };
         Summary {
             teacher_parameters: 6_700_000,
             student_parameters: 3_551_000,
             training: StepArithmetic::new(6000, 300_000, 2048, Duration::Epochs(3)),
-            first_evaluation: Some(Evaluation { student_teacher_top1: 0.79, ..evaluation }),
-            evaluation: Some(evaluation),
+            first_evaluation: Some(of(MaskedLm { student_teacher_top1: 0.79, ..measures })),
+            evaluation: Some(of(measures)),
             quality: Some(Quality {
-                student_ece: 0.0625,
+                student_ece: Some(0.0625),
+                student_perplexity: Some(2.0),
                 teacher_perplexity: Some(1.5),
+                teacher_gold_positions: Some(3000),
                 student_perplexity_there: Some(1.75),
                 ..Quality::default()
             }),

@@ -11,7 +11,7 @@ use crate::batcher::{Step, StepArithmetic};
 use crate::checkpoint::{Checkpoints, Snapshot};
 use crate::config::{Config, EvaluationSource};
 use crate::evaluate::pass::for_each_batch;
-use crate::evaluate::{Evaluation, FullEvaluation, FullTally, NO_TOKENS, Tally, tokens};
+use crate::evaluate::{Evaluation, FullEvaluation, FullTally, NO_TOKENS, Subject, Tally, tokens};
 use crate::kernels::{DropoutPlan, ParameterRef};
 use crate::loss::{LossParts, PartValues, StepObjective};
 use crate::metrics::{EvaluationMetrics, Line, MetricsLog, StepMetrics};
@@ -80,7 +80,7 @@ pub fn evaluate_fully(config: &Config, student: &Student, progress: &Progress) -
     if tokens.is_empty() {
         progress.say(NO_TOKENS);
     }
-    let mut tally = FullTally::new(cache.spec().vocabulary_size());
+    let mut tally = FullTally::new(Subject::new(cache.spec(), &student.config().class_names));
     for_each_batch(cache, selection, student, |batch, logits| tally.add(batch, logits))?;
     Ok(tally.finish(&tokens))
 }
@@ -91,7 +91,7 @@ pub fn evaluate_fully(config: &Config, student: &Student, progress: &Progress) -
 /// A shard that cannot be read, or a student whose logits are not finite.
 pub fn evaluate(config: &Config, student: &Student) -> Result<Option<Evaluation>> {
     let Some((cache, selection)) = held_out(config) else { return Ok(None) };
-    let mut tally = Tally::default();
+    let mut tally = Tally::new(&Subject::new(cache.spec(), &student.config().class_names));
     for_each_batch(cache, selection, student, |batch, logits| tally.add(batch, logits))?;
     Ok(tally.finish())
 }

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import BertForMaskedLM, DistilBertConfig, DistilBertForMaskedLM
+from transformers import DistilBertConfig, DistilBertForMaskedLM
 
-from .files import DATA, save
+from .files import save
+from .initialisers import demo_teacher
 from .packed import Batch
 from .recipe import TEMPERATURE, Targets, losses
 from .teacher import TEMPERATURES, log_normalisers
@@ -45,7 +46,7 @@ def student_name(name: str) -> str | None:
 
 
 def real_student() -> DistilBertForMaskedLM:
-    teacher = BertForMaskedLM.from_pretrained(DATA / "teacher", attn_implementation="eager")
+    teacher = demo_teacher()
     size = teacher.config
     config = DistilBertConfig(
         vocab_size=size.vocab_size,

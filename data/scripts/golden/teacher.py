@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from transformers import BertForMaskedLM
 
 from .files import DATA, save
+from .initialisers import demo_teacher
 from .packed import IGNORED, Batch, descending, forward
 
 TEMPERATURES = [1.0, 2.0, 4.0]
@@ -46,7 +46,7 @@ def held_out_batch() -> tuple[Batch, np.ndarray, np.ndarray]:
 
 def make_teacher(out: Path) -> tuple[Batch, dict]:
     batch, labels, asked = held_out_batch()
-    model = BertForMaskedLM.from_pretrained(DATA / "teacher", attn_implementation="eager").double().eval()
+    model = demo_teacher().double().eval()
     with torch.no_grad():
         logits, hidden = forward(model, batch)
     rows = logits[asked]

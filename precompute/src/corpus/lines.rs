@@ -8,6 +8,15 @@ use std::sync::Arc;
 /// The longest line, and the longest document, that is read: 64 MiB. It bounds the memory that a file can ask for.
 pub const MAXIMUM_DOCUMENT_BYTES: usize = 64 << 20;
 
+/// A line, without its line end (LF or CRLF) and without a byte order mark.
+#[derive(Debug)]
+pub(super) struct Line {
+    /// Its number, from 1.
+    pub(super) number: u64,
+    /// Its text, or why it is none; the next line can be read all the same.
+    pub(super) text: Result<String>,
+}
+
 /// The lines of one file.
 pub(super) struct Lines {
     path: Arc<Path>,
@@ -30,8 +39,11 @@ impl Lines {
         &self.path
     }
 
-    /// The next line with its number (from 1), without its line end (LF or CRLF) and without a byte order mark; `None` at the end.
-    pub(super) fn next(&mut self) -> Result<Option<(u64, String)>> {
+    /// The next line; `None` at the end.
+    ///
+    /// # Errors
+    /// Damage that no further line can be read behind, and a line above [`MAXIMUM_DOCUMENT_BYTES`].
+    pub(super) fn next(&mut self) -> Result<Option<Line>> {
         let mut bytes = Vec::new();
         let ended = self.read_to_line_feed(&mut bytes)?;
         if bytes.is_empty() && !ended {
@@ -40,14 +52,16 @@ impl Lines {
         self.number += 1;
         let start = self.offset;
         self.offset += bytes.len() as u64 + u64::from(ended);
-        let mut text = String::from_utf8(bytes).map_err(|error| self.not_utf8(start, &error))?;
-        if ended && text.ends_with('\r') {
-            text.pop();
-        }
-        if self.number == 1 && text.starts_with('\u{feff}') {
-            text.remove(0);
-        }
-        Ok(Some((self.number, text)))
+        let text = String::from_utf8(bytes).map_err(|error| self.not_utf8(start, &error)).map(|mut text| {
+            if ended && text.ends_with('\r') {
+                text.pop();
+            }
+            if self.number == 1 && text.starts_with('\u{feff}') {
+                text.remove(0);
+            }
+            text
+        });
+        Ok(Some(Line { number: self.number, text }))
     }
 
     /// Appends the bytes up to the next line feed, which is consumed but not kept; false where the file ended first.
@@ -109,7 +123,7 @@ mod tests {
 
     fn all(content: &[u8]) -> Vec<(u64, String)> {
         let mut lines = lines(content);
-        std::iter::from_fn(|| lines.next().unwrap()).collect()
+        std::iter::from_fn(|| lines.next().unwrap().map(|line| (line.number, line.text.unwrap()))).collect()
     }
 
     #[test]
@@ -124,18 +138,19 @@ mod tests {
 
     #[test]
     fn bytes_that_are_not_utf8_are_placed() {
-        let mut lines = lines(b"good\r\nbad \xe9 here\n");
+        let mut lines = lines(b"good\r\nbad \xe9 here\ngood\n");
         lines.next().unwrap();
-        let message = lines.next().unwrap_err().to_string();
+        let message = lines.next().unwrap().unwrap().text.unwrap_err().to_string();
         for part in ["corpus.txt", "line 2", "byte offset 10", "0xe9", "UTF-8", "iconv"] {
             assert!(message.contains(part), "{part} in {message}");
         }
+        assert_eq!(lines.next().unwrap().unwrap().text.unwrap(), "good", "the next line can be read");
     }
 
     #[test]
     fn other_encodings_are_recognised() {
         for (content, found) in [(&b"\xff\xfeC\0"[..], "UTF-16"), (&b"\x1f\x8b\x08"[..], "gzip"), (&b"\x28\xb5\x2f\xfd"[..], "Zstandard")] {
-            let message = lines(content).next().unwrap_err().to_string();
+            let message = lines(content).next().unwrap().unwrap().text.unwrap_err().to_string();
             assert!(message.contains(found), "{message}");
         }
     }

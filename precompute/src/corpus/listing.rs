@@ -4,19 +4,62 @@ use super::compression::Compression;
 use logitcache::error::{Error, Result};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::Arc;
 
 /// The extensions that are read, for messages.
-pub const READABLE: &str =
-    "text (.txt, .text, .raw, .tokens, .smi, .smiles) or JSON lines (.jsonl, .ndjson), plain or with .gz or .zst after it";
+pub const READABLE: &str = "text (.txt, .text, .raw, .tokens, .smi, .smiles), JSON lines (.jsonl, .ndjson), tables (.csv, .tsv, .tab) or \
+     CoNLL columns (.conll, .iob, .iob2, .bio), each plain or with .gz or .zst after it, or Parquet (.parquet, .pq)";
 
 /// How the decompressed content of a file is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// UTF-8 text: a document per line or per block.
     Text,
-    /// A JSON object per line, one field of which is the document.
+    /// A JSON object per line, some fields of which are read.
     JsonLines,
+    /// A record per line with commas between its fields.
+    Csv,
+    /// The same with tabs.
+    Tsv,
+    /// A word per line with its columns, a blank line after each sentence.
+    Conll,
+    /// Apache Parquet.
+    Parquet,
+}
+
+impl Format {
+    /// Every format with its name in flags and the extensions that tell it.
+    const ALL: [(Self, &str, &[&str]); 6] = [
+        (Self::Text, "text", &["txt", "text", "raw", "tokens", "smi", "smiles"]),
+        (Self::JsonLines, "jsonl", &["jsonl", "ndjson"]),
+        (Self::Csv, "csv", &["csv"]),
+        (Self::Tsv, "tsv", &["tsv", "tab"]),
+        (Self::Conll, "conll", &["conll", "iob", "iob2", "bio"]),
+        (Self::Parquet, "parquet", &["parquet", "pq"]),
+    ];
+
+    /// The name in flags and files.
+    pub fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(format, ..)| *format == self).map_or("", |(_, name, _)| name)
+    }
+}
+
+impl FromStr for Format {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let found = Self::ALL.iter().find(|(_, name, _)| *name == text).map(|(format, ..)| *format);
+        found.ok_or_else(|| {
+            let names = Self::ALL.map(|(_, name, _)| name).join(", ");
+            Error::usage(
+                "--format",
+                format!("one of {names}"),
+                format!("`{text}`"),
+                "type one of them, or leave the flag out to go by the names",
+            )
+        })
+    }
 }
 
 /// One file of the corpus.
@@ -26,22 +69,23 @@ pub struct CorpusFile {
     pub path: Arc<Path>,
     /// Its size on disk, before decompression.
     pub bytes: u64,
-    /// What its name says about its content.
+    /// What its name, or a flag, says about its content.
     pub format: Format,
     /// What its name says about its compression.
     pub compression: Compression,
 }
 
 /// Lists the files of `paths`: each path in the order given, a directory's files depth first in the byte order of their names. Hidden
-/// entries of a directory are skipped; a file reached twice is refused, since its documents would count twice.
+/// entries of a directory are skipped; a file reached twice is refused, since its documents would count twice. With a `format` every file has
+/// it, whatever its name.
 ///
 /// # Errors
 /// A path that is not there, a directory without files, a file that is not a regular one, an extension that is not read.
-pub fn list(paths: &[PathBuf]) -> Result<Vec<CorpusFile>> {
+pub fn list(paths: &[PathBuf], format: Option<Format>) -> Result<Vec<CorpusFile>> {
     if paths.is_empty() {
         return Err(Error::usage("--corpus", "at least one file or directory", "none", "name the text to read"));
     }
-    let mut listing = Listing { files: Vec::new(), seen: HashSet::new() };
+    let mut listing = Listing { files: Vec::new(), seen: HashSet::new(), format };
     for path in paths {
         listing.add_given(path)?;
     }
@@ -52,6 +96,8 @@ struct Listing {
     files: Vec<CorpusFile>,
     /// Canonical paths of the files and directories visited.
     seen: HashSet<PathBuf>,
+    /// Of every file, where it was given.
+    format: Option<Format>,
 }
 
 impl Listing {
@@ -100,7 +146,7 @@ impl Listing {
             return Err(Error::data(path, "file", "a regular file", "a pipe or device", remedy));
         }
         self.visit(path)?;
-        let (format, compression) = from_name(path)?;
+        let (format, compression) = from_name(path, self.format)?;
         self.files.push(CorpusFile { path: path.into(), bytes: metadata.len(), format, compression });
         Ok(())
     }
@@ -115,8 +161,8 @@ impl Listing {
     }
 }
 
-/// What the file's name says: `reactions.jsonl.zst` is zstd-compressed JSON lines.
-fn from_name(path: &Path) -> Result<(Format, Compression)> {
+/// What the file's name says: `reactions.jsonl.zst` is zstd-compressed JSON lines. A `format` that was given goes before the name's.
+fn from_name(path: &Path, format: Option<Format>) -> Result<(Format, Compression)> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
     let (stem, compression) = if let Some(stem) = name.strip_suffix(".gz") {
         (stem, Compression::Gzip)
@@ -126,15 +172,16 @@ fn from_name(path: &Path) -> Result<(Format, Compression)> {
         (name.as_str(), Compression::None)
     };
     let extension = stem.rsplit_once('.').map_or("", |(_, extension)| extension);
-    let format = match extension {
-        "txt" | "text" | "raw" | "tokens" | "smi" | "smiles" => Format::Text,
-        "jsonl" | "ndjson" => Format::JsonLines,
-        other => {
-            let found = if other.is_empty() { "no extension".to_owned() } else { format!(".{other}") };
-            let remedy = "convert it (a text column to one line per document), rename it, or leave it out of the corpus";
-            return Err(Error::data(path, "extension", READABLE, found, remedy));
-        }
+    let named = Format::ALL.iter().find(|(_, _, extensions)| extensions.contains(&extension)).map(|(format, ..)| *format);
+    let Some(format) = format.or(named) else {
+        let found = if extension.is_empty() { "no extension".to_owned() } else { format!(".{extension}") };
+        let remedy = "say what it is with --format, rename it, or leave it out of the corpus";
+        return Err(Error::data(path, "extension", READABLE, found, remedy));
     };
+    if format == Format::Parquet && compression != Compression::None {
+        let remedy = "decompress it: Parquet compresses its columns itself, and is read by its end first";
+        return Err(Error::data(path, "extension", "a Parquet file as it was written", "a compressed one", remedy));
+    }
     Ok((format, compression))
 }
 
@@ -144,7 +191,7 @@ mod tests {
     use std::fs;
 
     fn names(paths: &[PathBuf], root: &Path) -> Vec<String> {
-        let files = list(paths).unwrap();
+        let files = list(paths, None).unwrap();
         files.iter().map(|file| file.path.strip_prefix(root).unwrap().display().to_string()).collect()
     }
 
@@ -168,29 +215,39 @@ mod tests {
             ("a.txt", Format::Text, Compression::None),
             ("a.v2.JSONL.GZ", Format::JsonLines, Compression::Gzip),
             ("train.smi.zst", Format::Text, Compression::Zstandard),
+            ("sst2.TSV.gz", Format::Tsv, Compression::Gzip),
+            ("a.csv", Format::Csv, Compression::None),
+            ("eng.iob2.zst", Format::Conll, Compression::Zstandard),
+            ("train-00000-of-00001.parquet", Format::Parquet, Compression::None),
         ];
         for (name, format, compression) in cases {
-            assert_eq!(from_name(Path::new(name)).unwrap(), (format, compression), "{name}");
+            assert_eq!(from_name(Path::new(name), None).unwrap(), (format, compression), "{name}");
+            assert_eq!(format.name().parse::<Format>().unwrap(), format);
         }
+        let given = from_name(Path::new("train.txt.gz"), Some(Format::Conll)).unwrap();
+        assert_eq!(given, (Format::Conll, Compression::Gzip), "a format given goes before the name's");
+        assert!("xml".parse::<Format>().unwrap_err().to_string().contains("text, jsonl, csv, tsv, conll, parquet"));
     }
 
     #[test]
     fn refusals_name_the_path_and_what_is_read() {
         let root = tempfile::tempdir().unwrap();
         let missing = root.path().join("missing.txt");
-        let error = list(std::slice::from_ref(&missing)).unwrap_err();
+        let error = list(std::slice::from_ref(&missing), None).unwrap_err();
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().contains("missing.txt"), "{error}");
-        let error = list(&[root.path().to_owned()]).unwrap_err();
+        let error = list(&[root.path().to_owned()], None).unwrap_err();
         assert!(error.to_string().contains("no files") && error.exit_code() == 1, "{error}");
-        for name in ["table.csv", "rows.parquet", "plain", "rows.csv.gz", "archive.gz"] {
+        for name in ["table.xlsx", "rows.arrow", "plain", "rows.xml.gz", "archive.gz"] {
             let path = root.path().join(name);
             fs::write(&path, "x").unwrap();
-            let message = list(std::slice::from_ref(&path)).unwrap_err().to_string();
+            let message = list(std::slice::from_ref(&path), None).unwrap_err().to_string();
             assert!(message.contains(name) && message.contains(".jsonl") && message.contains(".txt"), "{message}");
             fs::remove_file(path).unwrap();
         }
-        assert_eq!(list(&[]).unwrap_err().exit_code(), 2);
+        let error = from_name(Path::new("rows.parquet.gz"), None).unwrap_err();
+        assert!(error.to_string().contains("decompress"), "{error}");
+        assert_eq!(list(&[], None).unwrap_err().exit_code(), 2);
     }
 
     #[cfg(unix)]
@@ -199,10 +256,10 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let file = root.path().join("a.txt");
         fs::write(&file, "x").unwrap();
-        let message = list(&[root.path().to_owned(), file]).unwrap_err().to_string();
+        let message = list(&[root.path().to_owned(), file], None).unwrap_err().to_string();
         assert!(message.contains("a.txt") && message.contains("before"), "{message}");
         std::os::unix::fs::symlink(root.path(), root.path().join("loop")).unwrap();
-        let message = list(&[root.path().to_owned()]).unwrap_err().to_string();
+        let message = list(&[root.path().to_owned()], None).unwrap_err().to_string();
         assert!(message.contains("loop"), "{message}");
     }
 }

@@ -1,33 +1,43 @@
 //! The corpus: files in a fixed order, streamed as documents that know where they came from.
 //!
-//! - [`listing`]: which files, in which order.
+//! - [`listing`]: which files, in which order, of which format.
 //! - [`compression`]: their bytes, decompressed as they are read.
 //! - [`lines`]: numbered UTF-8 lines of bounded length.
-//! - `text`, `jsonl`: documents from lines.
+//! - `text`, `jsonl`, `delimited`, `conll`, `parquet_rows`: records of each format; `fields`: what of a record is read.
+//! - `labels`: what an answer in a record means to the teacher.
+//! - `reading`: the records of all files as [`Document`]s, the malformed ones counted; `shuffle`: in a random order.
 //!
-//! Memory holds one line (or block) and two buffers, however large the corpus is.
+//! Memory holds a record or a few and their buffers, however large the corpus is.
 
 pub mod compression;
+mod conll;
+mod delimited;
+mod document;
+mod fields;
 mod jsonl;
+mod labels;
 pub mod lines;
 pub mod listing;
+mod parquet_rows;
+mod reading;
+mod shuffle;
 mod text;
 
-pub use listing::CorpusFile;
+pub use delimited::Dialect;
+pub use document::{Document, Gold, Place, Text};
+pub use fields::{DEFAULT_TEXT_FIELD, Fields};
+pub use labels::LabelScheme;
+pub use listing::{CorpusFile, Format};
 
-use lines::Lines;
-use listing::Format;
 use logitcache::error::{Error, Result};
 use logitcache::fingerprint::{Fingerprint, Hasher};
+use reading::Reading;
+use shuffle::{Shuffled, ShuffledDocuments};
 use std::fmt;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-
-/// The field of a JSON line that holds the text, unless another is named.
-pub const DEFAULT_TEXT_FIELD: &str = "text";
+use std::sync::{Arc, Mutex};
 
 /// What one document of a text file is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,38 +71,37 @@ impl FromStr for DocumentUnit {
 }
 
 /// How documents are taken from the files.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CorpusOptions {
+    /// The format of every file, where their names are not to be gone by.
+    pub format: Option<Format>,
     /// What a document of a text file is.
     pub document: DocumentUnit,
-    /// Which field of a JSON line is the document.
-    pub text_field: String,
-}
-
-impl Default for CorpusOptions {
-    fn default() -> Self {
-        Self { document: DocumentUnit::Line, text_field: DEFAULT_TEXT_FIELD.to_owned() }
-    }
-}
-
-/// A text and where it stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Document {
-    /// Its number in corpus order, from 0.
-    pub id: u64,
-    /// The file that holds it.
-    pub file: Arc<Path>,
-    /// The number of its first line, from 1, after decompression.
-    pub line: u64,
-    /// The text, without its last line end.
-    pub text: String,
+    /// Which fields of a record are read.
+    pub fields: Fields,
+    /// How delimited files are written.
+    pub dialect: Dialect,
+    /// What the answers mean.
+    pub labels: LabelScheme,
+    /// Malformed records that are skipped; one more is an error.
+    pub skip_bad: u64,
+    /// The seed of a random order; none for that of the files.
+    pub shuffle_seed: Option<u64>,
+    /// Documents left out at the beginning of that order.
+    pub skip: u64,
+    /// Documents taken after those, at most.
+    pub limit: Option<u64>,
+    /// Where a random order may be put down; the current directory where it is empty.
+    pub scratch: PathBuf,
 }
 
 /// A listed corpus; each pass streams it anew.
 #[derive(Clone, Debug)]
 pub struct Corpus {
     files: Arc<[CorpusFile]>,
-    options: CorpusOptions,
+    options: Arc<CorpusOptions>,
+    /// Made by the first pass that needs it.
+    shuffled: Arc<Mutex<Option<Arc<Shuffled>>>>,
 }
 
 impl Corpus {
@@ -101,7 +110,13 @@ impl Corpus {
     /// # Errors
     /// Those of [`listing::list`].
     pub fn open(paths: &[PathBuf], options: CorpusOptions) -> Result<Self> {
-        Ok(Self { files: listing::list(paths)?.into(), options })
+        Ok(Self { files: listing::list(paths, options.format)?.into(), options: Arc::new(options), shuffled: Arc::default() })
+    }
+
+    /// The same corpus, its answers read with another meaning.
+    pub fn with_labels(self, labels: LabelScheme) -> Self {
+        let options = CorpusOptions { labels, ..CorpusOptions::clone(&self.options) };
+        Self { files: self.files, options: Arc::new(options), shuffled: Arc::default() }
     }
 
     /// The files, in the order they are read.
@@ -126,6 +141,10 @@ impl Corpus {
             hasher.update(match file.format {
                 Format::Text => b"text",
                 Format::JsonLines => b"json",
+                Format::Csv => b"csv ",
+                Format::Tsv => b"tsv ",
+                Format::Conll => b"conl",
+                Format::Parquet => b"parq",
             });
             let mut reader = std::fs::File::open(&file.path).map_err(Error::io("open", &file.path))?;
             let mut length = 0_u64;
@@ -144,51 +163,100 @@ impl Corpus {
         Ok(hasher.finish())
     }
 
-    /// Streams every document, numbered from 0 in corpus order. The first error ends the stream; a corpus without documents is one.
+    /// Streams the documents that the options ask for, in their order; an id is the number in the order of the files, from 0, whatever is
+    /// shuffled or skipped. The first error ends the stream; a corpus without documents is one.
     pub fn documents(&self) -> Documents {
-        let bytes_read = Arc::new(AtomicU64::new(0));
-        Documents { corpus: self.clone(), next_file: 0, current: None, next_id: 0, bytes_read, ended: false }
+        Documents { corpus: self.clone(), source: Source::Unopened, to_skip: self.options.skip, given: 0, ended: false }
     }
+
+    /// Does what must be done before the first document can be given: shuffles, where that is asked for. False where `stops` says so before
+    /// its end. [`Corpus::documents`] does it too, without looking up.
+    ///
+    /// # Errors
+    /// Those of the corpus, and of a disk that cannot hold its texts.
+    pub fn prepare(&self, stops: &dyn Fn() -> bool) -> Result<bool> {
+        self.options.shuffle_seed.map_or(Ok(true), |seed| self.shuffled(seed, stops).map(|shuffled| shuffled.is_some()))
+    }
+
+    fn shuffled(&self, seed: u64, stops: &dyn Fn() -> bool) -> Result<Option<Arc<Shuffled>>> {
+        let mut shuffled = self.shuffled.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if shuffled.is_none() {
+            let CorpusOptions { skip, limit, scratch, .. } = &*self.options;
+            let wanted = limit.map(|limit| limit.saturating_add(*skip));
+            *shuffled = Shuffled::write(self, seed, wanted, scratch, stops)?.map(Arc::new);
+        }
+        Ok(shuffled.clone())
+    }
+}
+
+enum Source {
+    Unopened,
+    InOrder(Box<Reading>),
+    Shuffled(ShuffledDocuments),
 }
 
 /// The stream of [`Corpus::documents`].
 pub struct Documents {
     corpus: Corpus,
-    next_file: usize,
-    current: Option<(Lines, Format)>,
-    next_id: u64,
-    bytes_read: Arc<AtomicU64>,
+    source: Source,
+    to_skip: u64,
+    given: u64,
     ended: bool,
 }
 
 impl Documents {
-    /// Bytes read from the disk so far, before decompression.
-    pub fn bytes_read(&self) -> u64 {
-        self.bytes_read.load(Ordering::Relaxed)
+    /// Share of the stream that has been given, in 0..=1: of the bytes on disk, or of the documents where their number is known.
+    pub fn share(&self) -> f64 {
+        let share = |done: u64, all: u64| (done as f64 / all.max(1) as f64).min(1.0);
+        let limited = self.corpus.options.limit.map_or(0.0, |limit| share(self.given, limit));
+        let read = match &self.source {
+            Source::Unopened => 0.0,
+            Source::InOrder(reading) => share(reading.bytes_read(), self.corpus.bytes()),
+            Source::Shuffled(documents) => share(self.given, documents.documents()),
+        };
+        read.max(limited)
+    }
+
+    /// Malformed records that were skipped so far.
+    pub fn malformed(&self) -> u64 {
+        match &self.source {
+            Source::Unopened => 0,
+            Source::InOrder(reading) => reading.malformed(),
+            Source::Shuffled(documents) => documents.malformed(),
+        }
     }
 
     fn advance(&mut self) -> Result<Option<Document>> {
+        if self.corpus.options.limit.is_some_and(|limit| self.given == limit) {
+            return Ok(None);
+        }
         loop {
-            if let Some((lines, format)) = &mut self.current {
-                let document = match format {
-                    Format::Text => text::next_document(lines, self.corpus.options.document)?,
-                    Format::JsonLines => jsonl::next_document(lines, &self.corpus.options.text_field)?,
-                };
-                if let Some((line, text)) = document {
-                    let document = Document { id: self.next_id, file: Arc::clone(lines.path()), line, text };
-                    self.next_id += 1;
-                    return Ok(Some(document));
+            let document = match &mut self.source {
+                Source::InOrder(reading) => reading.next()?,
+                Source::Shuffled(documents) => documents.next()?,
+                Source::Unopened => {
+                    let shuffled = self.corpus.options.shuffle_seed.map(|seed| self.corpus.shuffled(seed, &|| false)).transpose()?;
+                    self.source = match shuffled.flatten() {
+                        Some(shuffled) => Source::Shuffled(ShuffledDocuments::of(&shuffled, &self.corpus)),
+                        None => Source::InOrder(Box::new(Reading::of(&self.corpus))),
+                    };
+                    continue;
                 }
+            };
+            if document.is_none() || self.to_skip == 0 {
+                self.given += u64::from(document.is_some());
+                return Ok(document);
             }
-            let Some(file) = self.corpus.files.get(self.next_file) else { return Ok(None) };
-            let reader = compression::open(&file.path, file.compression, &self.bytes_read)?;
-            self.current = Some((Lines::new(Arc::clone(&file.path), reader), file.format));
-            self.next_file += 1;
+            self.to_skip -= 1;
         }
     }
 
     fn empty(&self) -> Error {
-        let files = &self.corpus.files;
+        let (files, skip) = (&self.corpus.files, self.corpus.options.skip);
+        if self.to_skip < skip {
+            let found = format!("{skip} and a corpus of {}", skip - self.to_skip);
+            return Error::usage("--skip", "fewer documents than there are", found, "skip fewer, or name a larger corpus");
+        }
         let path = files.first().map_or(Path::new("corpus"), |file| &file.path);
         let found = if files.len() == 1 { "none".to_owned() } else { format!("none in it and the {} files after it", files.len() - 1) };
         Error::data(path, "documents", "at least one line of text", found, "name a corpus that is not empty")
@@ -203,7 +271,7 @@ impl Iterator for Documents {
             return None;
         }
         let item = match self.advance() {
-            Ok(None) if self.next_id == 0 => Some(Err(self.empty())),
+            Ok(None) if self.given == 0 => Some(Err(self.empty())),
             other => other.transpose(),
         };
         self.ended = !matches!(item, Some(Ok(_)));

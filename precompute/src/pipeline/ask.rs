@@ -1,15 +1,18 @@
 //! The middle of a run: each batch to the teacher, and its answers to targets while they are warm.
 
-use super::produce::{Question, ShardWork};
+use super::produce::ShardWork;
+use super::question::Question;
 use crate::batch::BatchPlan;
+use crate::pooling::{normalize, pool};
+use crate::task::TeacherTask;
 use crate::teacher::{Answer, Teacher, TeacherBatch};
-use crate::topk::{Targets, TopK};
+use crate::topk::{NotFinite, Targets, TopK};
 use logitcache::cache::record::Record;
 use logitcache::error::{Error, Result};
-use logitcache::target::TargetSpec;
+use logitcache::target::{TargetSpec, Task};
 use rayon::ThreadPool;
 use rayon::prelude::*;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// A shard's records, in sequence order.
@@ -29,6 +32,8 @@ pub struct Asker<'a> {
     pub teacher: Teacher,
     /// What a record promises.
     pub spec: &'a TargetSpec,
+    /// What the teacher answers.
+    pub task: &'a TeacherTask,
     /// Threads for the targets.
     pub pool: &'a ThreadPool,
     /// The model file, for messages.
@@ -62,6 +67,7 @@ impl Asker<'_> {
             pass,
             input_ids: masked.input_ids.clone(),
             labels: masked.labels.clone(),
+            label_values: sequence.label_values.clone(),
             token_type_ids: if self.spec.token_type_ids() { sequence.token_type_ids.clone() } else { Vec::new() },
             positions: positions.clone(),
             ..Record::default()
@@ -72,14 +78,16 @@ impl Asker<'_> {
     fn ask_batch(&mut self, records: &mut [Record], plan: &BatchPlan, batch: &TeacherBatch) -> Result<()> {
         let started = Instant::now();
         let mut reading = Duration::ZERO;
-        let (spec, pool, model) = (self.spec, self.pool, &self.model);
+        let (spec, task, pool, model) = (self.spec, self.task, self.pool, &self.model);
         let mut rows: Vec<Record> = plan.rows.iter().map(|row| std::mem::take(&mut records[*row])).collect();
         self.teacher.run(batch, |answer| {
             let started = Instant::now();
             let refusals: Vec<Result<()>> = pool.install(|| {
                 let rows = rows.par_iter_mut().enumerate();
-                let scratch = || TopK::new(spec.top_k(), spec.temperatures());
-                rows.map_init(scratch, |top_k, (row, record)| fill(record, answer, row, top_k, spec, model)).collect()
+                // A sentence encoder's answers have no largest values to look for.
+                let scratch = || TopK::new(spec.top_k().max(1), spec.temperatures());
+                let filling = Filling { answer, spec, task, model };
+                rows.map_init(scratch, |top_k, (row, record)| filling.fill(record, row, top_k)).collect()
             });
             reading = started.elapsed();
             refusals.into_iter().collect::<Result<()>>()
@@ -92,27 +100,61 @@ impl Asker<'_> {
     }
 }
 
-/// The targets and hidden states of row `row` of a batch.
-fn fill(record: &mut Record, answer: &Answer<'_>, row: usize, top_k: &mut TopK, spec: &TargetSpec, model: &PathBuf) -> Result<()> {
-    let refuse = |what: String, value: String| {
-        let field = format!("{what} of sequence {} (document {}), pass {}", record.sequence_id, record.document_id, record.pass);
-        Error::data(model, field, "finite values", value, "check the export with this text, or leave the document out")
-    };
-    let mut targets = Targets::default();
-    for position in &record.positions {
-        let logits = answer.logits(row, usize::from(*position));
-        top_k.append(logits, &mut targets).map_err(|found| refuse(format!("logits at position {position}"), found.to_string()))?;
-    }
-    let mut hidden_states = Vec::with_capacity(spec.hidden_layers().len());
-    for (index, layer) in spec.hidden_layers().iter().enumerate() {
-        let states = &answer.hidden(index, row)[..record.input_ids.len() * spec.hidden_size()];
-        if let Some(found) = states.iter().find(|value| !value.is_finite()) {
-            return Err(refuse(format!("hidden state {layer}"), found.to_string()));
+/// What a record is filled from.
+struct Filling<'a, 'r> {
+    answer: &'a Answer<'r>,
+    spec: &'a TargetSpec,
+    task: &'a TeacherTask,
+    model: &'a Path,
+}
+
+impl Filling<'_, '_> {
+    /// The targets and hidden states of row `row` of the batch.
+    fn fill(&self, record: &mut Record, row: usize, top_k: &mut TopK) -> Result<()> {
+        let mut targets = Targets::default();
+        for position in &record.positions {
+            let logits = self.answer.logits(row, usize::from(*position));
+            let refuse = |found: NotFinite| self.refuse(record, format!("logits at position {position}"), found.to_string());
+            top_k.append(logits, &mut targets).map_err(refuse)?;
         }
-        hidden_states.push(states.to_vec());
+        if self.spec.task() == Task::SentenceEmbedding {
+            record.embedding = self.embedding(record, row)?;
+        }
+        let mut hidden_states = Vec::with_capacity(self.spec.hidden_layers().len());
+        for (index, layer) in self.spec.hidden_layers().iter().enumerate() {
+            let states = &self.answer.hidden(index, row)[..record.input_ids.len() * self.spec.hidden_size()];
+            self.expect_finite(record, format!("hidden state {layer}"), states)?;
+            hidden_states.push(states.to_vec());
+        }
+        let Targets { top_ids, top_logits, max_logit, log_z } = targets;
+        (record.top_ids, record.top_logits, record.max_logit, record.log_z) = (top_ids, top_logits, max_logit, log_z);
+        record.hidden_states = hidden_states;
+        Ok(())
     }
-    let Targets { top_ids, top_logits, max_logit, log_z } = targets;
-    (record.top_ids, record.top_logits, record.max_logit, record.log_z) = (top_ids, top_logits, max_logit, log_z);
-    record.hidden_states = hidden_states;
-    Ok(())
+
+    /// The vector of a sequence: the graph's own, or its tokens' states pooled as the teacher's files say.
+    fn embedding(&self, record: &Record, row: usize) -> Result<Vec<f32>> {
+        let (answer, width) = (self.answer, self.answer.width());
+        let mut vector = match self.task.pooling {
+            Some(pooling) if !answer.is_of_sequences() => pool(&answer.states(row)[..record.input_ids.len() * width], width, pooling),
+            _ => answer.states(row)[..width].to_vec(),
+        };
+        self.expect_finite(record, "sentence embedding".to_owned(), &vector)?;
+        if self.task.normalized {
+            normalize(&mut vector);
+        }
+        Ok(vector)
+    }
+
+    fn expect_finite(&self, record: &Record, what: String, values: &[f32]) -> Result<()> {
+        match values.iter().find(|value| !value.is_finite()) {
+            None => Ok(()),
+            Some(found) => Err(self.refuse(record, what, found.to_string())),
+        }
+    }
+
+    fn refuse(&self, record: &Record, what: String, value: String) -> Error {
+        let field = format!("{what} of sequence {} (document {}), pass {}", record.sequence_id, record.document_id, record.pass);
+        Error::data(self.model, field, "finite values", value, "check the export with this text, or leave the document out")
+    }
 }

@@ -1,15 +1,19 @@
 //! Everything a run reads, opened and fingerprinted before any work, and the settings that follow from it.
 
+use super::produce;
 use crate::config::{Config, TeacherFacts};
-use crate::corpus::{Corpus, CorpusOptions};
-use crate::teacher::{Prepared, Runtime, Teacher, TeacherFiles, locate, prepare, runtime};
+use crate::corpus::{Corpus, CorpusOptions, Dialect};
+use crate::task::TeacherTask;
+use crate::teacher::{Prepared, Runtime, Teacher, TeacherFiles, locate, prepare_for, runtime};
 use crate::tokenize::DocumentTokenizer;
+use crate::window::{DEFAULT_MIN_TOKENS, WindowOptions};
 use logitcache::cache::manifest::{FORMAT_VERSION, Fingerprints, Manifest, TeacherSummary};
 use logitcache::error::{Error, Result};
 use logitcache::fingerprint::Fingerprint;
-use logitcache::target::TargetSpec;
+use logitcache::target::{TargetSpec, Task};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 /// What sequences are made from.
 pub struct Source {
@@ -17,6 +21,8 @@ pub struct Source {
     pub corpus: Corpus,
     /// The tokenizer.
     pub tokenizer: DocumentTokenizer,
+    /// What the teacher is asked for.
+    pub task: TeacherTask,
 }
 
 /// The open inputs of a run.
@@ -29,6 +35,8 @@ pub struct Inputs {
     pub source: Source,
     /// The exposed hidden states: layer -> tensor.
     pub hidden_tensors: BTreeMap<u32, String>,
+    /// Files of a sentence encoder's modules, relative to the directory of its `modules.json`.
+    pub module_files: Vec<PathBuf>,
 }
 
 /// Opens the inputs. The teacher's graph is prepared, not yet handed to the runtime.
@@ -36,18 +44,29 @@ pub struct Inputs {
 /// # Errors
 /// Those of each input: nothing is read that another one makes useless.
 pub fn open(config: &Config) -> Result<(Inputs, Prepared)> {
-    let options = CorpusOptions { document: config.document, text_field: config.text_field.clone() };
-    let corpus = Corpus::open(&config.corpus, options)?;
+    let corpus = Corpus::open(&config.corpus, config.reading.clone())?;
     let files = locate(&config.teacher, config.tokenizer.as_deref())?;
-    let tokenizer = DocumentTokenizer::open(&files.tokenizer)?;
+    let prepared = prepare_for(config.purpose, &files, &config.hidden_layers, &config.hidden_tensors)?;
+    config.check_task(prepared.task())?;
+    let task = prepared.task().clone();
+    let tokenizer = DocumentTokenizer::open(&files.tokenizer, task.task)?;
     if config.whole_word && !tokenizer.splits_words() {
         let found = format!("{}, which has no pre_tokenizer: a document would be one word", files.tokenizer.display());
         return Err(Error::usage("--whole-word", "a tokenizer that splits text into words", found, "leave --whole-word out"));
     }
-    let prepared = prepare(&files, &config.hidden_layers, &config.hidden_tensors)?;
+    if config.reading.fields.words.is_some() && !tokenizer.knows_single_words() {
+        let found = format!("{}, which takes a word without a space before it for the rest of another", files.tokenizer.display());
+        let remedy = "set add_prefix_space in its pre_tokenizer, as a tagger of words was trained with, or read texts with --text-field";
+        return Err(Error::usage("--words-field", "a tokenizer that knows single words", found, remedy));
+    }
+    prepared.require_pooling()?;
+    let corpus = corpus.with_labels(config.label_scheme(&task)?);
     let runtime = runtime::load(config.onnxruntime.as_deref())?;
     let hidden_tensors = prepared.hidden_tensors().clone();
-    Ok((Inputs { files, runtime, source: Source { corpus, tokenizer }, hidden_tensors }, prepared))
+    let source = Source { corpus, tokenizer, task };
+    produce::windows(config, &source)?;
+    let module_files = prepared.module_files().to_vec();
+    Ok((Inputs { files, runtime, source, hidden_tensors, module_files }, prepared))
 }
 
 impl Inputs {
@@ -56,12 +75,14 @@ impl Inputs {
     pub fn facts(&self, session: SessionFacts) -> TeacherFacts {
         TeacherFacts {
             vocabulary_size: session.vocabulary_size,
+            width: session.width,
             maximum_length: session.maximum_length,
             token_type_ids: session.token_type_ids,
             hidden_layers: self.hidden_tensors.keys().copied().collect(),
             hidden_size: if self.hidden_tensors.is_empty() { 0 } else { session.hidden_size },
             tokenizer_size: self.source.tokenizer.vocabulary().len(),
             tokenizer: self.files.tokenizer.clone(),
+            task: self.source.task.clone(),
         }
     }
 
@@ -108,16 +129,18 @@ impl Inputs {
     fn settings(&self, config: &Config, spec: &TargetSpec) -> BTreeMap<String, Value> {
         let (special, vocabulary) = (self.source.tokenizer.special(), self.source.tokenizer.vocabulary());
         let token = |id: u32| vocabulary.get(id as usize).map_or("none", String::as_str);
-        let special = json!({ "mask": token(special.mask), "pad": token(special.pad), "unknown": special.unknown.map_or("none", token) });
+        let special = [("mask", special.mask), ("pad", special.pad), ("unknown", special.unknown)];
+        let special: BTreeMap<&str, &str> = special.into_iter().map(|(name, id)| (name, id.map_or("none", token))).collect();
         let hidden: BTreeMap<String, &String> = self.hidden_tensors.iter().map(|(layer, name)| (layer.to_string(), name)).collect();
+        let usual_minimum = if self.source.task.task == Task::MaskedLm { DEFAULT_MIN_TOKENS } else { 0 };
         let pairs = [
             ("top-k", json!(spec.top_k())),
-            ("temperature", numbers(&config.temperatures)),
+            ("temperature", numbers(spec.temperatures())),
             ("hidden-layers", json!(hidden)),
-            ("max-length", json!(config.max_length)),
-            ("min-tokens", json!(config.min_tokens)),
-            ("document", json!(config.document.to_string())),
-            ("text-field", json!(config.text_field)),
+            ("max-length", json!(config.windows.max_length)),
+            ("min-tokens", json!(config.windows.min_tokens.unwrap_or(usual_minimum))),
+            ("document", json!(config.reading.document.to_string())),
+            ("text-field", json!(config.reading.fields.text)),
             ("mask-probability", json!(config.mask_probability)),
             ("mask-smoothing", config.mask_smoothing.map_or(json!("off"), |exponent| json!(exponent))),
             ("whole-word", json!(config.whole_word)),
@@ -129,17 +152,38 @@ impl Inputs {
             ("batch-tokens", json!(config.batch_tokens)),
             ("provider", json!(config.provider)),
             ("onnxruntime", json!(self.runtime.version)),
-            ("special-tokens", special),
+            ("special-tokens", json!(special)),
         ];
-        pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+        let task = &self.source.task;
+        let mut settings: BTreeMap<String, Value> =
+            pairs.into_iter().chain(reading(&config.reading, &config.windows)).map(|(name, value)| (name.to_owned(), value)).collect();
+        if task.task == Task::MaskedLm {
+            return settings;
+        }
+        settings.retain(|name, _| !OF_MASKED_LM.contains(&name.as_str()));
+        settings.insert("task".to_owned(), json!(task.task));
+        if task.task == Task::SentenceEmbedding {
+            settings.retain(|name, _| !OF_LOGITS.contains(&name.as_str()));
+            settings.insert("pooling".to_owned(), json!({ "pooling": task.pooling, "normalized": task.normalized }));
+        } else if !task.task.is_language_model() {
+            settings.insert("classes".to_owned(), json!(task.class_names));
+        }
+        settings
     }
 }
+
+/// Settings that only masks have.
+const OF_MASKED_LM: [&str; 4] = ["mask-probability", "mask-smoothing", "passes", "whole-word"];
+/// Settings that only logits have.
+const OF_LOGITS: [&str; 3] = ["positions", "temperature", "top-k"];
 
 /// What the session tells of the teacher.
 #[derive(Clone, Copy, Debug)]
 pub struct SessionFacts {
-    /// Length of a logits row.
+    /// What input ids are below.
     pub vocabulary_size: usize,
+    /// Length of a row of logits, or of the vector of a sentence.
+    pub width: usize,
     /// Positions the model can take.
     pub maximum_length: Option<usize>,
     /// Whether the graph takes segment ids.
@@ -153,6 +197,7 @@ impl SessionFacts {
     pub fn of(teacher: &Teacher) -> Self {
         Self {
             vocabulary_size: teacher.vocabulary_size(),
+            width: teacher.width(),
             maximum_length: teacher.maximum_length(),
             token_type_ids: teacher.has_token_type_ids(),
             hidden_size: teacher.hidden_size(),
@@ -182,6 +227,29 @@ impl ContentDigests {
         }
         Ok(Self { teacher, tokenizer, corpus })
     }
+}
+
+/// The settings of the corpus that are not at their defaults. How many malformed records may be skipped is none of them: it decides whether a run
+/// comes to its end, not what it writes, so that a run that one of them ended goes on when more are allowed.
+fn reading(options: &CorpusOptions, windows: &WindowOptions) -> impl Iterator<Item = (&'static str, Value)> {
+    let usual = CorpusOptions::default();
+    let dialect = |part: fn(&Dialect) -> Value| (part(&options.dialect) != part(&usual.dialect)).then(|| part(&options.dialect));
+    let settings = [
+        ("text-pair-field", options.fields.pair.as_ref().map(|name| json!(name))),
+        ("words-field", options.fields.words.as_ref().map(|name| json!(name))),
+        ("label-field", (!options.fields.label.is_empty()).then(|| json!(options.fields.label))),
+        ("format", options.format.map(|format| json!(format.name()))),
+        ("delimiter", options.dialect.delimiter.map(|delimiter| json!(delimiter))),
+        ("quote", dialect(|dialect| dialect.quote.map_or(json!("none"), |quote| json!(quote)))),
+        ("no-header", dialect(|dialect| json!(!dialect.header))),
+        ("shuffle-seed", options.shuffle_seed.map(|seed| json!(seed))),
+        ("skip", (options.skip > 0).then(|| json!(options.skip))),
+        ("limit", options.limit.map(|limit| json!(limit))),
+        ("stride", (windows.stride > 0).then(|| json!(windows.stride))),
+        ("long-documents", windows.truncate.map(|truncate| json!(if truncate { "truncate" } else { "cut" }))),
+        ("pack", windows.pack.then_some(json!(true))),
+    ];
+    settings.into_iter().filter_map(|(name, value)| Some((name, value?)))
 }
 
 fn positions(spec: &TargetSpec) -> Value {

@@ -14,14 +14,15 @@ pub mod ask;
 pub mod inputs;
 pub mod produce;
 pub mod publish;
+pub mod question;
 pub mod stop;
 pub mod summary;
 
 use crate::config::Config;
+use crate::config::by_task::DEFAULT_TOP_K;
 use crate::progress::{Position, Progress};
-use crate::resume::{Claim, Decision, claim, is_begun};
+use crate::resume::{Claim, Decision, TEACHER_FOLDER, VOCABULARY_FILE, claim, is_begun};
 use crate::teacher::{Prepared, Teacher};
-use crate::window::WindowCounts;
 use ask::Asker;
 use inputs::{ContentDigests, Inputs, SessionFacts};
 use logitcache::atomic_file::write_bytes_atomically;
@@ -29,7 +30,7 @@ use logitcache::cache::manifest::{CorpusCounts, Manifest};
 use logitcache::cache::writer::write_vocabulary;
 use logitcache::error::{Error, Result};
 use logitcache::target::TargetSpec;
-use produce::Produced;
+use produce::{PassCounts, Produced};
 use publish::{Publication, Timing};
 use rayon::ThreadPool;
 use std::path::Path;
@@ -58,8 +59,9 @@ pub fn run(config: &Config, directory: &Path, stop: &Stop, progress: &mut Progre
     }
     let pool = thread_pool(config)?;
     let (teacher, spec) = session(config, &inputs, prepared)?;
-    if spec.top_k() < config.top_k as usize {
-        progress.note(&format!("--top-k {} is cut to the vocabulary's {}", config.top_k, spec.top_k()));
+    let asked_k = config.top_k.unwrap_or(DEFAULT_TOP_K);
+    if spec.task().is_language_model() && spec.top_k() < asked_k as usize {
+        progress.note(&format!("--top-k {asked_k} is cut to the vocabulary's {}", spec.top_k()));
     }
     let asked = inputs.manifest(config, spec, teacher.summary().clone(), &content)?;
     let claim = earlier.map_or_else(|| claim(directory), Ok)?;
@@ -72,6 +74,7 @@ pub fn run(config: &Config, directory: &Path, stop: &Stop, progress: &mut Progre
             "give the same command again",
         ));
     };
+    claim.clear_barren()?;
     tell_what_is_kept(&claim, shards.len(), progress);
     let manifest = Manifest { shards, ..asked };
     publish_companions(directory, &inputs)?;
@@ -107,6 +110,7 @@ fn complete_already(config: &Config, inputs: &Inputs, content: &ContentDigests, 
     let Some(stored) = claim.stored() else { return Ok(None) };
     let facts = SessionFacts {
         vocabulary_size: stored.spec.vocabulary_size(),
+        width: stored.spec.classes().max(stored.spec.embedding_size()),
         maximum_length: None,
         token_type_ids: stored.spec.token_type_ids(),
         hidden_size: stored.spec.hidden_size(),
@@ -129,7 +133,7 @@ fn complete_already(config: &Config, inputs: &Inputs, content: &ContentDigests, 
 }
 
 fn tell_what_is_kept(claim: &Claim, kept: usize, progress: &Progress) {
-    let Some(stored) = claim.stored() else { return };
+    let Some(stored) = claim.stored().filter(|stored| !stored.shards.is_empty()) else { return };
     let lost = stored.shards.len() - kept;
     if lost > 0 {
         let first = &stored.shards[kept].logits.name;
@@ -142,24 +146,36 @@ fn tell_what_is_kept(claim: &Claim, kept: usize, progress: &Progress) {
 /// The files beside the shards: the vocabulary, and the teacher's tokenizer and configuration. Those that are there are left.
 fn publish_companions(directory: &Path, inputs: &Inputs) -> Result<()> {
     let vocabulary = inputs.source.tokenizer.vocabulary();
-    if !directory.join("vocabulary.parquet").exists() {
+    if !directory.join(VOCABULARY_FILE).exists() {
         write_vocabulary(directory, vocabulary)?;
     }
-    let folder = directory.join("teacher");
+    let folder = directory.join(TEACHER_FOLDER);
     std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
     for file in &inputs.files.companions {
         let Some(name) = file.file_name() else { continue };
-        if !folder.join(name).exists() {
-            write_bytes_atomically(&folder.join(name), &std::fs::read(file).map_err(Error::io("read", file))?)?;
-        }
+        publish_file(file, &folder.join(name))?;
+    }
+    let modules = inputs.files.modules.as_deref().and_then(Path::parent);
+    for (name, directory) in inputs.module_files.iter().zip(modules.into_iter().cycle()) {
+        let copy = folder.join(name);
+        let parent = copy.parent().unwrap_or(&folder);
+        std::fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
+        publish_file(&directory.join(name), &copy)?;
     }
     Ok(())
+}
+
+fn publish_file(file: &Path, copy: &Path) -> Result<()> {
+    if copy.exists() {
+        return Ok(());
+    }
+    write_bytes_atomically(copy, &std::fs::read(file).map_err(Error::io("read", file))?)
 }
 
 /// How the questions ended.
 enum Ended {
     /// With the corpus.
-    Corpus(WindowCounts),
+    Corpus(PassCounts),
     /// At a signal, after a whole shard.
     Stopped(i32),
     /// Because no one publishes any more; the publisher has the error.
@@ -182,7 +198,8 @@ impl Run<'_> {
         let earlier = if done.is_empty() { Timing::default() } else { earlier };
         let started = Instant::now();
         let model = self.inputs.files.model.clone();
-        let mut asker = Asker { teacher, spec: &spec, pool: self.pool, model, teacher_time: Duration::ZERO };
+        let task = &self.inputs.source.task;
+        let mut asker = Asker { teacher, spec: &spec, task, pool: self.pool, model, teacher_time: Duration::ZERO };
         let (ended, manifest) = std::thread::scope(|scope| {
             let (work_sender, work) = sync_channel(1);
             // Of capacity 0: a finished shard waits in this thread's hands, not in a third place.
@@ -276,16 +293,22 @@ impl Run<'_> {
     }
 }
 
-fn corpus_counts(counts: &WindowCounts, manifest: &Manifest) -> CorpusCounts {
+fn corpus_counts(counts: &PassCounts, manifest: &Manifest) -> CorpusCounts {
     let sum = |part: fn(&logitcache::cache::manifest::ShardEntry) -> u64| manifest.shards.iter().map(part).sum();
+    let PassCounts { windows, malformed } = counts;
     CorpusCounts {
-        documents: counts.documents,
-        dropped_short: counts.dropped_short,
-        dropped_unknown: counts.dropped_unknown,
-        sequences: counts.sequences,
+        documents: windows.documents,
+        malformed: *malformed,
+        dropped_short: windows.dropped_short,
+        dropped_unknown: windows.dropped_unknown,
+        truncated: windows.truncated,
+        sequences: windows.sequences,
         tokens: sum(|shard| shard.tokens),
         padded_tokens: sum(|shard| shard.padded_tokens),
         positions: sum(|shard| shard.positions),
         masked: sum(|shard| shard.masked),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,33 +1,22 @@
 //! The first thread: corpus -> tokens -> sequences -> masked, batched shards, a shard ahead of the teacher.
 
 use super::inputs::Source;
+use super::question::{Question, Questioner};
 use super::stop::Stop;
 use crate::batch::{BatchPlan, pad, plan};
 use crate::config::Config;
 use crate::corpus::{Document, Documents};
-use crate::masking::{Masked, Masking, MaskingRules, count_tokens};
 use crate::teacher::TeacherBatch;
 use crate::window::{Sequence, WindowCounts, WindowRules, Windows};
 use logitcache::cache::manifest::ShardEntry;
 use logitcache::error::{Error, Result};
-use logitcache::target::PositionRule;
+use logitcache::target::Task;
 use rayon::ThreadPool;
 use rayon::prelude::*;
 use std::sync::mpsc::SyncSender;
 
 /// Documents tokenised together: enough to keep every thread busy, few enough to be forgotten soon.
 const CHUNK_DOCUMENTS: usize = 256;
-
-/// A sequence as the teacher will see it, and what is asked about it.
-#[derive(Clone, Debug)]
-pub struct Question {
-    /// The sequence before masking.
-    pub sequence: Sequence,
-    /// Its masked ids and the labels.
-    pub masked: Masked,
-    /// The positions asked, ascending.
-    pub positions: Vec<u16>,
-}
 
 /// A shard's questions.
 #[derive(Debug)]
@@ -44,13 +33,22 @@ pub struct ShardWork {
     pub share: [f64; 2],
 }
 
+/// What came of one pass over a corpus.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PassCounts {
+    /// Documents and sequences.
+    pub windows: WindowCounts,
+    /// Malformed records skipped.
+    pub malformed: u64,
+}
+
 /// What the producer sends.
 #[derive(Debug)]
 pub enum Produced {
     /// The next shard to ask about.
     Shard(ShardWork),
     /// The corpus has ended in every pass.
-    End(WindowCounts),
+    End(PassCounts),
 }
 
 /// Sends every shard from the one after `done`, then the end. Returns early where the receiver is gone or the run is asked to stop.
@@ -72,23 +70,8 @@ pub fn produce(
     }
 }
 
-/// The masking of a run; counts the whole corpus first where smoothing asks for it.
-///
-/// # Errors
-/// Those of the corpus, the tokenizer and the masking.
-pub fn masking(config: &Config, source: &Source, pool: &ThreadPool, stop: &Stop) -> Result<Masking> {
-    let rules = MaskingRules { probability: config.mask_probability, whole_word: config.whole_word, seed: config.seed };
-    let masking = Masking::new(rules, source.tokenizer.special(), source.tokenizer.vocabulary())?;
-    let Some(exponent) = config.mask_smoothing else { return Ok(masking) };
-    let mut counts = vec![0; source.tokenizer.vocabulary().len()];
-    read_pass(config, source, pool, stop, |sequence, _| {
-        count_tokens(&mut counts, &sequence.input_ids);
-        true
-    })?;
-    masking.with_smoothing(&counts, exponent)
-}
-
-/// Gives every sequence of the corpus to `take`, in order, with the raw bytes read so far, until it returns false or the run is asked to stop.
+/// Gives every sequence of the corpus to `take`, in order, with the share of the pass read so far, until it returns false or the run is asked
+/// to stop.
 /// Returns the counts, and whether the corpus came to its end.
 ///
 /// # Errors
@@ -98,30 +81,36 @@ pub fn read_pass(
     source: &Source,
     pool: &ThreadPool,
     stop: &Stop,
-    mut take: impl FnMut(Sequence, u64) -> bool,
-) -> Result<(WindowCounts, bool)> {
-    let frame = source.tokenizer.frame();
-    let rules = WindowRules::new(config.max_length, config.min_tokens, frame)?;
-    let mut windows = Windows::new(rules, frame, source.tokenizer.special());
+    mut take: impl FnMut(Sequence, f64) -> bool,
+) -> Result<(PassCounts, bool)> {
+    let mut windows = windows(config, source)?;
+    if !source.corpus.prepare(&|| stop.signal().is_some())? {
+        return Ok((PassCounts::default(), false));
+    }
     let mut documents = source.corpus.documents();
     loop {
-        let (chunk, bytes) = next_chunk(&mut documents)?;
+        let (chunk, shares) = next_chunk(&mut documents)?;
         if chunk.is_empty() {
             break;
         }
         let encoded = pool.install(|| source.tokenizer.encode_batch(&chunk))?;
-        for ((document, encoded), bytes) in chunk.iter().zip(&encoded).zip(bytes) {
-            for sequence in windows.cut(document.id, encoded) {
-                if stop.signal().is_some() || !take(sequence, bytes) {
-                    return Ok((windows.counts(), false));
+        for ((document, encoded), share) in chunk.iter().zip(&encoded).zip(shares) {
+            for sequence in windows.cut(document.id, encoded, &document.gold) {
+                if stop.signal().is_some() || !take(sequence, share) {
+                    return Ok((counts(&windows, &documents), false));
                 }
             }
         }
     }
-    let counts = windows.counts();
-    if counts.sequences == 0 {
-        let found = format!("{} documents, all of them too short or mostly unknown to the tokenizer", counts.documents);
-        let expected = format!("at least one document of {} tokens", config.min_tokens);
+    if let Some(sequence) = windows.finish()
+        && !take(sequence, 1.0)
+    {
+        return Ok((counts(&windows, &documents), false));
+    }
+    let counts = counts(&windows, &documents);
+    if counts.windows.sequences == 0 {
+        let found = format!("{} documents, all of them too short or mostly unknown to the tokenizer", counts.windows.documents);
+        let expected = format!("at least one document of {} tokens", windows.rules().min_tokens());
         return Err(Error::data(
             &config.corpus[0],
             "documents",
@@ -133,15 +122,38 @@ pub fn read_pass(
     Ok((counts, true))
 }
 
-/// The next documents, and for each the raw bytes read when it was there.
-fn next_chunk(documents: &mut Documents) -> Result<(Vec<Document>, Vec<u64>)> {
-    let (mut chunk, mut bytes) = (Vec::with_capacity(CHUNK_DOCUMENTS), Vec::with_capacity(CHUNK_DOCUMENTS));
+/// What came of reading so far.
+fn counts(windows: &Windows, documents: &Documents) -> PassCounts {
+    PassCounts { windows: windows.counts(), malformed: documents.malformed() }
+}
+
+/// How the documents of this run are cut.
+///
+/// # Errors
+/// [`Error::Usage`] for flags that the task or the tokenizer do not allow.
+pub fn windows(config: &Config, source: &Source) -> Result<Windows> {
+    let tokenizer = &source.tokenizer;
+    let rules = WindowRules::new(&source.task, &config.windows, tokenizer.frame())?;
+    let joined = config.reading.fields.pair.is_some() && source.task.task != Task::SentenceEmbedding;
+    let pair_frame = if joined { Some(tokenizer.pair_frame()?) } else { None };
+    if let Some(frame) = pair_frame
+        && config.windows.max_length < frame.tokens() + 2
+    {
+        let expected = format!("at least {}, two tokens and the {} special ones of a pair", frame.tokens() + 2, frame.tokens());
+        return Err(Error::usage("--max-length", expected, config.windows.max_length.to_string(), "type a larger one"));
+    }
+    Ok(Windows::new(rules, tokenizer.frame(), pair_frame, tokenizer.special()))
+}
+
+/// The next documents, and for each the share of the corpus read when it was there.
+fn next_chunk(documents: &mut Documents) -> Result<(Vec<Document>, Vec<f64>)> {
+    let (mut chunk, mut shares) = (Vec::with_capacity(CHUNK_DOCUMENTS), Vec::with_capacity(CHUNK_DOCUMENTS));
     while chunk.len() < CHUNK_DOCUMENTS {
         let Some(document) = documents.next() else { break };
         chunk.push(document?);
-        bytes.push(documents.bytes_read());
+        shares.push(documents.share());
     }
-    Ok((chunk, bytes))
+    Ok((chunk, shares))
 }
 
 struct Producer<'a> {
@@ -153,29 +165,29 @@ struct Producer<'a> {
 
 impl Producer<'_> {
     fn run(&self, done: &[ShardEntry], sender: &SyncSender<Result<Produced>>) -> Result<()> {
-        let masking = masking(self.config, self.source, self.pool, self.stop)?;
+        let questioner = Questioner::new(self.config, self.source, self.pool, self.stop)?;
         let first_pass = done.last().map_or(0, |shard| shard.pass);
         // The passes before it are complete, so they need not be read again.
         let mut index = done.iter().take_while(|shard| shard.pass < first_pass).count() as u32;
         for pass in first_pass..self.config.passes {
             let mut group = Vec::with_capacity(self.config.shard_sequences);
-            let mut bytes_read = 0;
-            let mut share_before = self.share(pass, 0);
-            let mut send_group = |group: Vec<Sequence>, bytes: u64| {
-                let share = [share_before, self.share(pass, bytes)];
+            let mut share_read = 0.0;
+            let mut share_before = self.share(pass, 0.0);
+            let mut send_group = |group: Vec<Sequence>, read: f64| {
+                let share = [share_before, self.share(pass, read)];
                 share_before = share[1];
                 index += 1;
                 if index as usize <= done.len() {
                     return true;
                 }
-                sender.send(Ok(Produced::Shard(self.shard(index - 1, pass, group, share, &masking)))).is_ok()
+                sender.send(Ok(Produced::Shard(self.shard(index - 1, pass, group, share, &questioner)))).is_ok()
             };
-            let (counts, ended) = read_pass(self.config, self.source, self.pool, self.stop, |sequence, bytes| {
+            let (counts, ended) = read_pass(self.config, self.source, self.pool, self.stop, |sequence, read| {
                 group.push(sequence);
-                bytes_read = bytes;
-                group.len() < self.config.shard_sequences || send_group(std::mem::take(&mut group), bytes)
+                share_read = read;
+                group.len() < self.config.shard_sequences || send_group(std::mem::take(&mut group), read)
             })?;
-            if !ended || (!group.is_empty() && !send_group(group, bytes_read)) {
+            if !ended || (!group.is_empty() && !send_group(group, share_read)) {
                 return Ok(());
             }
             if pass + 1 == self.config.passes {
@@ -185,25 +197,16 @@ impl Producer<'_> {
         Ok(())
     }
 
-    /// Share of the run that is done when so many bytes of the corpus are read in `pass`.
-    fn share(&self, pass: u16, bytes: u64) -> f64 {
-        (f64::from(pass) + bytes as f64 / self.source.corpus.bytes().max(1) as f64) / f64::from(self.config.passes)
+    /// Share of the run that is done when `read` of the corpus is, in `pass`.
+    fn share(&self, pass: u16, read: f64) -> f64 {
+        (f64::from(pass) + read) / f64::from(self.config.passes)
     }
 
-    fn shard(&self, index: u32, pass: u16, sequences: Vec<Sequence>, share: [f64; 2], masking: &Masking) -> ShardWork {
-        let rule = self.config.positions;
-        let questions: Vec<Question> =
-            self.pool.install(|| sequences.into_par_iter().map(|sequence| question(masking, rule, pass, sequence)).collect());
-        let batches = batches(&questions, self.config.batch_tokens, self.source.tokenizer.special().pad);
+    fn shard(&self, index: u32, pass: u16, sequences: Vec<Sequence>, share: [f64; 2], questioner: &Questioner<'_>) -> ShardWork {
+        let questions = self.pool.install(|| sequences.into_par_iter().map(|sequence| questioner.ask(pass, sequence)).collect::<Vec<_>>());
+        let batches = batches(&questions, self.config.batch_tokens, self.source.tokenizer.special().padding());
         ShardWork { index, pass, questions, batches, share }
     }
-}
-
-/// Masks a sequence and draws the positions asked.
-pub fn question(masking: &Masking, rule: PositionRule, pass: u16, sequence: Sequence) -> Question {
-    let masked = masking.mask(pass, sequence.sequence_id, &sequence.input_ids, &sequence.words);
-    let positions = masking.positions(rule, pass, sequence.sequence_id, &sequence.input_ids, &masked.labels);
-    Question { sequence, masked, positions }
 }
 
 /// The batches of a shard, each within the budget.

@@ -2,6 +2,7 @@
 
 use super::publish::Timing;
 use logitcache::cache::manifest::{CorpusCounts, FileEntry, Manifest};
+use logitcache::target::Task;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -31,17 +32,34 @@ impl fmt::Display for Summary {
             let (short, unknown) = (counts.dropped_short, counts.dropped_unknown);
             writeln!(formatter, "dropped     {short} too short, {unknown} mostly unknown, of {} documents", counts.documents)?;
         }
-        writeln!(formatter, "tokens      {} ({} asked, {} masked)", counts.tokens, counts.positions, counts.masked)?;
+        if counts.malformed > 0 {
+            writeln!(formatter, "malformed   {} records skipped", counts.malformed)?;
+        }
+        if counts.truncated > 0 {
+            writeln!(formatter, "truncated   {} documents, as long as a sequence can be", counts.truncated)?;
+        }
+        // Gold numbers are not counted: only labels are.
+        let asked = match spec.task() {
+            Task::MaskedLm => format!(" ({} asked, {} masked)", counts.positions, counts.masked),
+            Task::SentenceEmbedding => String::new(),
+            _ if spec.has_label_values() => format!(" ({} asked)", counts.positions),
+            _ => format!(" ({} asked, {} with a gold answer)", counts.positions, counts.masked),
+        };
+        writeln!(formatter, "tokens      {}{asked}", counts.tokens)?;
         writeln!(formatter, "padding     {:.1} % of the tokens fed to the teacher", 100.0 * padding_share(&counts))?;
         let tokens = counts.tokens.max(1) as f64;
         let bytes = |file: fn(&logitcache::cache::manifest::ShardEntry) -> Option<&FileEntry>| {
             shards.iter().filter_map(file).map(|file| file.bytes).sum::<u64>() as f64 / tokens
         };
         let (logits, hidden) = (bytes(|shard| Some(&shard.logits)), bytes(|shard| shard.hidden.as_ref()));
-        writeln!(formatter, "bytes/token {logits:.1} logits, {hidden:.1} hidden states")?;
-        let mass: f64 = shards.iter().map(|shard| shard.minus_log_stored_mass.mean * shard.positions as f64).sum();
-        let mean = mass / counts.positions.max(1) as f64;
-        writeln!(formatter, "-ln(a)      {mean:.2e} mean, a the mass of the top {} at T = {}", spec.top_k(), spec.logits_temperature())?;
+        let answers = if spec.task() == Task::SentenceEmbedding { "vectors" } else { "logits" };
+        writeln!(formatter, "bytes/token {logits:.1} {answers}, {hidden:.1} hidden states")?;
+        if spec.task().is_language_model() {
+            let mass: f64 = shards.iter().map(|shard| shard.minus_log_stored_mass.mean * shard.positions as f64).sum();
+            let mean = mass / counts.positions.max(1) as f64;
+            let (k, temperature) = (spec.top_k(), spec.logits_temperature());
+            writeln!(formatter, "-ln(a)      {mean:.2e} mean, a the mass of the top {k} at T = {temperature}")?;
+        }
         let Timing { seconds, teacher_seconds, tokens_per_second, .. } = self.timing;
         write!(formatter, "time        {seconds:.1} s, {teacher_seconds:.1} of them in the teacher; {tokens_per_second:.0} tokens/s")
     }

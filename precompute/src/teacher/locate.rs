@@ -1,5 +1,6 @@
 //! The files of a teacher.
 
+use super::sentence_files::MODULES;
 use logitcache::error::{Error, Result};
 use std::path::{Path, PathBuf};
 
@@ -8,6 +9,10 @@ const MODEL: &str = "model.onnx";
 /// The configuration beside the graph.
 pub const CONFIG: &str = "config.json";
 const TOKENIZER: &str = "tokenizer.json";
+/// The folder of the graph in directories that `sentence-transformers` lays out; everything else is beside that folder.
+const MODEL_FOLDER: &str = "onnx";
+/// What makes a directory a sentence encoder's, and is copied with it.
+const SENTENCE_COMPANIONS: [&str; 3] = ["config_sentence_transformers.json", MODULES, "sentence_bert_config.json"];
 /// What may lie beside `tokenizer.json` and belongs to it.
 const TOKENIZER_COMPANIONS: [&str; 9] = [
     "added_tokens.json",
@@ -28,6 +33,8 @@ pub struct TeacherFiles {
     pub model: PathBuf,
     /// `config.json` beside it.
     pub config: Option<PathBuf>,
+    /// `modules.json` of a sentence encoder, beside config.json.
+    pub modules: Option<PathBuf>,
     /// The tokenizer, in the format of `tokenizer.json`.
     pub tokenizer: PathBuf,
     /// Configuration and tokenizer files that a cache copies to `teacher/`, sorted by path; the tokenizer itself is among them.
@@ -43,13 +50,31 @@ pub fn locate(teacher: &Path, tokenizer: Option<&Path>) -> Result<TeacherFiles> 
     let model = locate_model(teacher, "--teacher")?;
     let directory = model.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned();
     let tokenizer = locate_tokenizer(&directory, tokenizer)?;
-    let config = Some(directory.join(CONFIG)).filter(|path| path.is_file());
+    let config = locate_config(&model);
     let beside_tokenizer = tokenizer.parent().unwrap_or(Path::new("."));
+    let modules = Some(beside_config(&directory, MODULES)).filter(|path| path.is_file());
     let others = TOKENIZER_COMPANIONS.iter().map(|name| beside_tokenizer.join(name)).filter(|path| path.is_file());
-    let mut companions: Vec<PathBuf> = config.iter().cloned().chain([tokenizer.clone()]).chain(others).collect();
+    let sentence =
+        SENTENCE_COMPANIONS.iter().map(|name| beside_config(&directory, name)).filter(|path| modules.is_some() && path.is_file());
+    let mut companions: Vec<PathBuf> = config.iter().chain([&tokenizer]).cloned().chain(others).chain(sentence).collect();
     companions.sort();
     companions.dedup();
-    Ok(TeacherFiles { model, config, tokenizer, companions })
+    Ok(TeacherFiles { model, config, modules, tokenizer, companions })
+}
+
+/// `config.json` beside the graph, or beside the graph's folder `onnx/`.
+pub fn locate_config(model: &Path) -> Option<PathBuf> {
+    let directory = model.parent().unwrap_or(Path::new(""));
+    Some(beside_config(directory, CONFIG)).filter(|path| path.is_file())
+}
+
+/// The path of a file of the export: beside the graph, or beside the graph's folder `onnx/` where it is only there.
+fn beside_config(directory: &Path, name: &str) -> PathBuf {
+    let beside = directory.join(name);
+    match directory.parent() {
+        Some(parent) if !beside.is_file() && directory.file_name().is_some_and(|folder| folder == MODEL_FOLDER) => parent.join(name),
+        _ => beside,
+    }
 }
 
 /// The graph: `teacher` itself, or `model.onnx` in it. `flag` is where it was named.
@@ -65,8 +90,7 @@ pub fn locate_model(teacher: &Path, flag: &str) -> Result<PathBuf> {
         let found = format!("{}, which does not exist", teacher.display());
         return Err(Error::usage(flag, expected, found, "check the path"));
     }
-    let model = teacher.join(MODEL);
-    if model.is_file() {
+    if let Some(model) = [teacher.join(MODEL), teacher.join(MODEL_FOLDER).join(MODEL)].into_iter().find(|model| model.is_file()) {
         return Ok(model);
     }
     let models = names_ending(teacher, ".onnx")?;
@@ -79,8 +103,11 @@ pub fn locate_model(teacher: &Path, flag: &str) -> Result<PathBuf> {
 }
 
 fn locate_tokenizer(directory: &Path, tokenizer: Option<&Path>) -> Result<PathBuf> {
-    let given = tokenizer.unwrap_or(directory);
-    let file = if given.is_dir() { given.join(TOKENIZER) } else { given.to_owned() };
+    let file = match tokenizer {
+        None => beside_config(directory, TOKENIZER),
+        Some(given) if given.is_dir() => given.join(TOKENIZER),
+        Some(given) => given.to_owned(),
+    };
     if file.is_file() {
         return Ok(file);
     }
@@ -119,6 +146,20 @@ mod tests {
         assert_eq!(files.config, Some(export.path().join("config.json")));
         let names: Vec<_> = files.companions.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
         assert_eq!(names, ["config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"]);
+    }
+
+    #[test]
+    fn a_sentence_encoder_may_keep_its_graph_in_a_folder() {
+        let export = directory(&["config.json", "modules.json", "sentence_bert_config.json", "tokenizer.json"]);
+        std::fs::create_dir(export.path().join("onnx")).unwrap();
+        std::fs::write(export.path().join("onnx/model.onnx"), "").unwrap();
+        for typed in [export.path().to_owned(), export.path().join("onnx"), export.path().join("onnx/model.onnx")] {
+            let files = locate(&typed, None).unwrap();
+            assert_eq!(files.model, export.path().join("onnx/model.onnx"));
+            assert_eq!(files.config, Some(export.path().join("config.json")));
+            assert_eq!(files.modules, Some(export.path().join("modules.json")));
+            assert_eq!((files.tokenizer, files.companions.len()), (export.path().join("tokenizer.json"), 4));
+        }
     }
 
     #[test]

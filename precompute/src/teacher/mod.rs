@@ -1,21 +1,24 @@
 //! The teacher: where its files are, which runtime runs it, what its graph gives, and its answers.
 //!
 //! [`locate`](locate::locate) finds the files of an export, [`runtime::load`] the ONNX Runtime library, [`prepare`](prepare::prepare) reads
-//! the graph and exposes the hidden states that were asked for, [`Teacher`] is the session, [`Answer`] a view of one batch's outputs.
+//! the graph, tells what it answers and exposes the hidden states that were asked for, [`Teacher`] is the session, [`Answer`] a view of one batch's outputs.
 //! This is the one place that knows ort.
 
 mod hidden;
+mod inputs;
 pub mod locate;
 mod model_config;
 pub mod outputs;
 mod parameters;
 pub mod prepare;
+mod recognise;
 pub mod runtime;
+mod sentence_files;
 pub mod session;
 
 pub use locate::{TeacherFiles, locate};
 pub use outputs::Answer;
-pub use prepare::{HiddenLayers, Prepared, prepare};
+pub use prepare::{HiddenLayers, Prepared, Purpose, prepare, prepare_for};
 pub use runtime::Runtime;
 pub use session::{Teacher, TeacherBatch};
 

@@ -1,21 +1,49 @@
 //! One batch's outputs, checked for name, type and shape before anything is read.
 
-use super::prepare::LOGITS_OUTPUT;
+use super::recognise::SENTENCE_VECTOR;
 use half::slice::HalfFloatSliceExt;
 use logitcache::error::{Error, Result};
+use logitcache::target::Task;
 use ort::session::SessionOutputs;
 use ort::value::{DynValue, TensorElementType};
 use std::borrow::Cow;
 use std::path::Path;
+
+/// The output that is read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct OutputShape {
+    pub name: String,
+    /// 3 for `[batch, length, width]`, 2 for `[batch, width]`.
+    pub rank: usize,
+    task: Task,
+}
+
+impl OutputShape {
+    /// That of a task's output of that name.
+    pub(super) fn of(task: Task, name: &str) -> Self {
+        let of_sequences = task == Task::SequenceClassification || name == SENTENCE_VECTOR;
+        Self { name: name.to_owned(), rank: if of_sequences { 2 } else { 3 }, task }
+    }
+
+    fn remedy(&self) -> String {
+        match self.task {
+            Task::SentenceEmbedding => "export the sentence encoder again".to_owned(),
+            task => format!("export the model with the head of {task}, or say with --task what it is"),
+        }
+    }
+}
 
 /// A view of one batch's outputs; rows may be read from several threads. float32 outputs are not copied, float16 ones are converted once.
 #[derive(Debug)]
 pub struct Answer<'a> {
     rows: usize,
     length: usize,
-    vocabulary_size: usize,
+    /// Rows of `values` for each sequence: its tokens, or 1.
+    answers: usize,
+    of_sequences: bool,
+    width: usize,
     hidden_size: usize,
-    logits: Cow<'a, [f32]>,
+    values: Cow<'a, [f32]>,
     hidden: Vec<Cow<'a, [f32]>>,
 }
 
@@ -25,12 +53,17 @@ impl<'a> Answer<'a> {
         model: &Path,
         outputs: &'a SessionOutputs<'_>,
         [rows, length]: [usize; 2],
+        shape: &OutputShape,
         hidden: &[String],
-        [mut vocabulary_size, mut hidden_size]: [usize; 2],
+        [mut width, mut hidden_size]: [usize; 2],
     ) -> Result<Self> {
-        let logits = tensor(model, outputs, LOGITS_OUTPUT, [rows, length], &mut vocabulary_size)?;
-        let hidden = hidden.iter().map(|name| tensor(model, outputs, name, [rows, length], &mut hidden_size)).collect::<Result<_>>()?;
-        Ok(Self { rows, length, vocabulary_size, hidden_size, logits, hidden })
+        let all = [rows, length];
+        let values = tensor(model, outputs, &shape.name, &all[..shape.rank - 1], &mut width, &shape.remedy())?;
+        let remedy = "name another tensor with --hidden-tensor LAYER=NAME";
+        let hidden = hidden.iter().map(|name| tensor(model, outputs, name, &all, &mut hidden_size, remedy)).collect::<Result<_>>()?;
+        let of_sequences = shape.rank == 2;
+        let answers = if of_sequences { 1 } else { length };
+        Ok(Self { rows, length, answers, of_sequences, width, hidden_size, values, hidden })
     }
 
     /// Sequences of the batch.
@@ -43,9 +76,9 @@ impl<'a> Answer<'a> {
         self.length
     }
 
-    /// Length of a logits row.
-    pub fn vocabulary_size(&self) -> usize {
-        self.vocabulary_size
+    /// Length of a row of logits, or of a state or vector.
+    pub fn width(&self) -> usize {
+        self.width
     }
 
     /// Width of a hidden state; 0 where none was asked for.
@@ -53,14 +86,29 @@ impl<'a> Answer<'a> {
         self.hidden_size
     }
 
-    /// `[vocabulary]`: the logits at `position` of `row`, undivided, as the teacher gave them: they may hold NaN.
+    /// Whether there is one row of values for a sequence, not one for each token.
+    pub fn is_of_sequences(&self) -> bool {
+        self.of_sequences
+    }
+
+    /// `[width]`: the logits at `position` of `row`, undivided, as the teacher gave them: they may hold NaN. What is answered for a sequence as a
+    /// whole is at position 0.
     ///
     /// # Panics
     /// If `row` or `position` is outside the batch.
     pub fn logits(&self, row: usize, position: usize) -> &[f32] {
-        assert!(row < self.rows && position < self.length, "row {row}, position {position} of a batch [{}, {}]", self.rows, self.length);
-        let start = (row * self.length + position) * self.vocabulary_size;
-        &self.logits[start..start + self.vocabulary_size]
+        assert!(row < self.rows && position < self.answers, "row {row}, position {position} of answers [{}, {}]", self.rows, self.answers);
+        let start = (row * self.answers + position) * self.width;
+        &self.values[start..start + self.width]
+    }
+
+    /// `[length, width]`, padding included, or `[width]` where there is one vector for a sequence: every value for `row`.
+    ///
+    /// # Panics
+    /// If `row` is outside the batch.
+    pub fn states(&self, row: usize) -> &[f32] {
+        let size = self.answers * self.width;
+        &self.values[row * size..(row + 1) * size]
     }
 
     /// `[length, hidden_size]`, padding included: the hidden state of the `index`-th of `Teacher::hidden_layers` for `row`.
@@ -73,31 +121,33 @@ impl<'a> Answer<'a> {
     }
 }
 
-/// The values of output `name`, which must be `[rows, length, width]`; a `width` of 0 is set.
+/// The values of output `name`, which must have the dimensions `outer` and a width; a `width` of 0 is set.
 fn tensor<'a>(
     model: &Path,
     outputs: &'a SessionOutputs<'_>,
     name: &str,
-    [rows, length]: [usize; 2],
+    outer: &[usize],
     width: &mut usize,
+    remedy: &str,
 ) -> Result<Cow<'a, [f32]>> {
-    let refuse = |expected: String, found: String| Err(Error::data(model, format!("output {name}"), expected, found, remedy(name)));
+    let refuse = |expected: String, found: String| Err(Error::data(model, format!("output {name}"), expected, found, remedy));
     let Some(value) = outputs.get(name) else {
         return refuse("an output of that name".to_owned(), format!("{:?}", outputs.keys().collect::<Vec<_>>()));
     };
-    let (shape, values) = floats(model, name, value)?;
+    let (shape, values) = floats(model, name, value, remedy)?;
     let dims: Vec<usize> = shape.iter().map(|dim| usize::try_from(*dim).unwrap_or(0)).collect();
-    match dims[..] {
-        [r, l, w] if r == rows && l == length && w > 0 && (*width == 0 || *width == w) => *width = w,
+    match dims.split_last() {
+        Some((last, others)) if others == outer && *last > 0 && (*width == 0 || width == last) => *width = *last,
         _ => {
+            let outer: Vec<String> = outer.iter().map(usize::to_string).collect();
             let last = if *width == 0 { "any".to_owned() } else { width.to_string() };
-            return refuse(format!("shape [{rows}, {length}, {last}]"), format!("{dims:?}"));
+            return refuse(format!("shape [{}, {last}]", outer.join(", ")), format!("{dims:?}"));
         }
     }
     Ok(values)
 }
 
-fn floats<'a>(model: &Path, name: &str, value: &'a DynValue) -> Result<(Vec<i64>, Cow<'a, [f32]>)> {
+fn floats<'a>(model: &Path, name: &str, value: &'a DynValue, remedy: &str) -> Result<(Vec<i64>, Cow<'a, [f32]>)> {
     let failed = |error: ort::Error| Error::library(format!("read output {name} of"), model)(error);
     match value.dtype().tensor_type() {
         Some(TensorElementType::Float32) => {
@@ -110,14 +160,6 @@ fn floats<'a>(model: &Path, name: &str, value: &'a DynValue) -> Result<(Vec<i64>
             values.convert_to_f32_slice(&mut converted);
             Ok((shape.to_vec(), Cow::Owned(converted)))
         }
-        _ => Err(Error::data(model, format!("output {name}"), "a float32 or float16 tensor", value.dtype().to_string(), remedy(name))),
-    }
-}
-
-fn remedy(name: &str) -> &'static str {
-    if name == LOGITS_OUTPUT {
-        "export the model with its language-modelling head"
-    } else {
-        "name another tensor with --hidden-tensor LAYER=NAME"
+        _ => Err(Error::data(model, format!("output {name}"), "a float32 or float16 tensor", value.dtype().to_string(), remedy)),
     }
 }

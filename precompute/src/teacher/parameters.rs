@@ -18,7 +18,7 @@ const LARGEST_HEADER_BYTES: u64 = 100 << 20;
 /// The safetensors file cannot be read, or is none.
 pub(super) fn count(model: &Model) -> Result<u64> {
     let beside = model.path().with_file_name("model.safetensors");
-    if beside.is_file() { of_safetensors(&beside) } else { Ok(model.float_elements()) }
+    if beside.is_file() { of_safetensors(&beside) } else { Ok(model.weight_elements()) }
 }
 
 #[derive(Deserialize)]

@@ -4,20 +4,24 @@ use super::TeacherFiles;
 use super::hidden::{Encoder, Unknown};
 use super::model_config::ModelConfig;
 use super::parameters;
+use super::recognise::{Export, SENTENCE_VECTOR};
+use super::sentence_files::SentenceFiles;
+use crate::task::TeacherTask;
 use logitcache::error::{Error, Result};
 use logitcache::onnx::messages::NodeProto;
 use logitcache::onnx::{Graph, Model};
+use logitcache::target::{Pooling, Task};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// The output that is read as `[batch, length, vocabulary]` logits, as every exporter of masked language models names it.
-pub const LOGITS_OUTPUT: &str = "logits";
 /// An output of that name and a layer's number is that layer's hidden state.
 const OWN_HIDDEN_OUTPUT: &str = "hidden_states.";
 
 /// Which hidden states to keep. Layer 0 is the embedding output, layer i + 1 what leaves encoder layer i, as `output_hidden_states` of transformers counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HiddenLayers {
+    /// That of the last encoder layer for masked language models, none for other tasks.
+    ByTask,
     /// None.
     None,
     /// That of the last encoder layer.
@@ -35,14 +39,42 @@ pub struct Prepared {
     /// The changed model; absent where the file serves as it is.
     pub(super) changed: Option<Vec<u8>>,
     pub(super) config: ModelConfig,
+    pub(super) task: TeacherTask,
+    /// The output that is read.
+    pub(super) output: String,
     pub(super) parameters: u64,
     pub(super) layers: u32,
     pub(super) width: Option<u32>,
+    pub(super) embedding_rows: Option<u64>,
     hidden_tensors: BTreeMap<u32, String>,
     weight_files: Vec<PathBuf>,
+    module_files: Vec<PathBuf>,
 }
 
 impl Prepared {
+    /// What the teacher answers.
+    pub fn task(&self) -> &TeacherTask {
+        &self.task
+    }
+
+    /// The files of a sentence encoder's modules, relative to the directory of its `modules.json`.
+    pub fn module_files(&self) -> &[PathBuf] {
+        &self.module_files
+    }
+
+    /// Refuses a sentence encoder whose graph gives states of tokens, where neither its files nor the user says how they are pooled.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] naming `--pooling`.
+    pub fn require_pooling(&self) -> Result<()> {
+        if self.task.task != Task::SentenceEmbedding || self.task.pooling.is_some() || self.output == SENTENCE_VECTOR {
+            return Ok(());
+        }
+        let expected = format!("a way to make one vector of {}, since there is no modules.json beside the model", self.output);
+        let remedy = "type --pooling mean, cls or max as the teacher was trained, or copy modules.json and its folders there";
+        Err(Error::usage("--pooling", expected, "nothing", remedy))
+    }
+
     /// Exposed hidden states: layer to tensor name, ascending.
     pub fn hidden_tensors(&self) -> &BTreeMap<u32, String> {
         &self.hidden_tensors
@@ -54,42 +86,80 @@ impl Prepared {
     }
 }
 
-/// Reads the graph, finds the tensors of the hidden states asked for and makes them outputs. `by_hand`: layer to tensor, from `--hidden-tensor`.
+/// What the user says of an export, where its files do not say it or say it wrongly.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Purpose {
+    /// `--task`.
+    pub task: Option<Task>,
+    /// `--pooling`.
+    pub pooling: Option<Pooling>,
+}
+
+/// [`prepare_for`] the task that the export says.
 ///
 /// # Errors
-/// [`Error::Usage`] for a layer the teacher does not have or a tensor that is not in the graph; [`Error::Data`] for a file that is no ONNX model, a
-/// teacher without logits or in training mode, and for a layer whose tensor cannot be told, with the candidates.
+/// The same.
 pub fn prepare(files: &TeacherFiles, layers: &HiddenLayers, by_hand: &BTreeMap<u32, String>) -> Result<Prepared> {
+    prepare_for(Purpose::default(), files, layers, by_hand)
+}
+
+/// Reads the graph, finds out what it answers, finds the tensors of the hidden states asked for and makes them outputs. `by_hand`: layer to tensor,
+/// from `--hidden-tensor`.
+///
+/// # Errors
+/// [`Error::Usage`] for a task that is not the export's, a layer the teacher does not have or a tensor that is not in the graph; [`Error::Data`] for a
+/// file that is no ONNX model, a teacher of no task or in training mode, files that contradict each other, and for a layer whose tensor cannot be told,
+/// with the candidates.
+pub fn prepare_for(purpose: Purpose, files: &TeacherFiles, layers: &HiddenLayers, by_hand: &BTreeMap<u32, String>) -> Result<Prepared> {
     let config = ModelConfig::read(files.config.as_deref())?;
+    let sentence = files.modules.as_deref().map(SentenceFiles::read).transpose()?;
     let model = Model::read(&files.model)?;
     let graph = Graph::new(model.graph());
-    refuse_without_logits(&model)?;
+    let Purpose { task, pooling } = purpose;
+    let (task, output) = Export { model: &model, config: &config, sentence: sentence.as_ref(), task, pooling }.recognise()?;
     refuse_training_mode(&model, &graph)?;
     let encoder = Encoder::of(&graph);
     let search = Search { model: &model, graph: &graph, encoder: &encoder, config: &config, by_hand };
+    let layers = match layers {
+        HiddenLayers::ByTask if task.task == Task::MaskedLm => &HiddenLayers::Last,
+        HiddenLayers::ByTask => &HiddenLayers::None,
+        asked => asked,
+    };
     let hidden_tensors = search.tensors(layers)?;
     let known_layers = config.layers.unwrap_or_else(|| search.layers());
     let width = encoder.width();
+    let embedding_rows = embedding_rows(&graph);
     let parameters = parameters::count(&model)?;
     let directory = files.model.parent().unwrap_or(Path::new("")).to_owned();
     let weight_files = model.external_files().into_iter().map(|name| directory.join(name)).collect();
     let inner = hidden_tensors.values().any(|name| !outputs(&model).any(|output| output == name));
     let changed = inner
         .then(|| model.into_bytes_with_outputs(hidden_tensors.values().map(String::as_str).collect::<std::collections::BTreeSet<_>>()));
-    Ok(Prepared { model: files.model.clone(), changed, config, parameters, layers: known_layers, width, hidden_tensors, weight_files })
+    Ok(Prepared {
+        model: files.model.clone(),
+        changed,
+        config,
+        task,
+        output,
+        parameters,
+        layers: known_layers,
+        width,
+        embedding_rows,
+        hidden_tensors,
+        weight_files,
+        module_files: sentence.map(|sentence| sentence.module_files).unwrap_or_default(),
+    })
+}
+
+/// Rows of the table that `input_ids` are looked up in: ids the model can take.
+fn embedding_rows(graph: &Graph<'_>) -> Option<u64> {
+    let of_ids = |node: &&NodeProto| node.op_type == "Gather" && node.inputs.get(1).is_some_and(|ids| graph.origin(ids) == "input_ids");
+    let table = graph.nodes().iter().find(of_ids)?.inputs.first()?;
+    u64::try_from(*graph.constant(table)?.dims.first()?).ok()
 }
 
 fn outputs(model: &Model) -> impl Iterator<Item = &str> {
     model.graph().outputs.iter().map(|output| output.name.as_str())
-}
-
-fn refuse_without_logits(model: &Model) -> Result<()> {
-    if outputs(model).any(|name| name == LOGITS_OUTPUT) {
-        return Ok(());
-    }
-    let found = outputs(model).collect::<Vec<_>>().join(", ");
-    let remedy = "export the model with its head, for example `optimum-cli export onnx --task fill-mask`";
-    Err(Error::data(model.path(), "outputs", format!("one named {LOGITS_OUTPUT}"), found, remedy))
 }
 
 /// Dropout that is switched on would make every answer another random one.
@@ -131,7 +201,7 @@ impl Search<'_> {
     /// The layers' numbers, ascending.
     fn wanted(&self, layers: &HiddenLayers) -> Result<Vec<u32>> {
         let mut wanted = match layers {
-            HiddenLayers::None => return Ok(Vec::new()),
+            HiddenLayers::None | HiddenLayers::ByTask => return Ok(Vec::new()),
             HiddenLayers::Last => vec![self.total()?],
             HiddenLayers::All => (0..=self.total()?).collect(),
             HiddenLayers::List(list) => list.clone(),

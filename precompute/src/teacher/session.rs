@@ -1,12 +1,13 @@
 //! Asking the teacher: the session, its inputs by name, and one batch at a time.
 
-use super::prepare::LOGITS_OUTPUT;
+use super::inputs::{Input, Role, TOKEN_INPUTS};
+use super::outputs::OutputShape;
 use super::{Answer, Prepared, Runtime};
 use logitcache::cache::manifest::TeacherSummary;
 use logitcache::error::{Error, Result};
+use logitcache::target::Task;
 use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{HasSelectedOutputs, OutputSelector, RunOptions, Session, SessionInputValue};
-use ort::value::{Outlet, Tensor, TensorElementType, TensorRef};
 use std::path::{Path, PathBuf};
 
 /// Execution providers this build has; a provider that ONNX Runtime cannot register is an error, never a fallback.
@@ -29,31 +30,6 @@ pub struct TeacherBatch {
     pub token_type_ids: Vec<i64>,
 }
 
-/// The inputs that can be filled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Role {
-    InputIds,
-    AttentionMask,
-    TokenTypeIds,
-    /// The position of each token, counted from the family's first.
-    PositionIds,
-}
-
-const ROLES: [(&str, Role); 4] = [
-    ("input_ids", Role::InputIds),
-    ("attention_mask", Role::AttentionMask),
-    ("token_type_ids", Role::TokenTypeIds),
-    ("position_ids", Role::PositionIds),
-];
-
-/// An input as the session wants it.
-#[derive(Clone, Debug)]
-struct Input {
-    name: &'static str,
-    role: Role,
-    narrow: bool,
-}
-
 /// An open session.
 pub struct Teacher {
     session: Session,
@@ -64,6 +40,10 @@ pub struct Teacher {
     /// The outputs with the hidden states, in the order of `hidden_layers`.
     hidden_outputs: Vec<String>,
     hidden_layers: Vec<u32>,
+    /// The output that is read, and its shape.
+    shape: OutputShape,
+    /// Length of its rows.
+    width: usize,
     vocabulary_size: usize,
     hidden_size: usize,
     maximum_length: Option<usize>,
@@ -83,26 +63,27 @@ impl Teacher {
         }
         let model = prepared.model.clone();
         let session = open_session(runtime, &prepared, threads).map_err(Error::library("open", &model))?;
-        let inputs = session.inputs().iter().map(|outlet| input(&model, outlet)).collect::<Result<Vec<_>>>()?;
-        for (name, role) in [ROLES[0], ROLES[1]] {
-            if !inputs.iter().any(|input| input.role == role) {
-                let found = inputs.iter().map(|input| input.name).collect::<Vec<_>>().join(", ");
+        let inputs = session.inputs().iter().map(|outlet| Input::of(&model, outlet)).collect::<Result<Vec<_>>>()?;
+        for (name, role) in &TOKEN_INPUTS[..2] {
+            if !inputs.iter().any(|input| input.role == *role) {
+                let found = inputs.iter().map(|input| input.name.as_str()).collect::<Vec<_>>().join(", ");
                 return Err(Error::data(&model, "inputs", format!("one named {name}"), found, "export the model with that input"));
             }
         }
         let hidden_layers: Vec<u32> = prepared.hidden_tensors().keys().copied().collect();
         let hidden_outputs: Vec<String> = prepared.hidden_tensors().values().cloned().collect();
         let names: std::collections::BTreeSet<&String> = hidden_outputs.iter().collect();
-        let selector = names.into_iter().fold(OutputSelector::no_default().with(LOGITS_OUTPUT), |selector, name| selector.with(name));
+        let selector = names.into_iter().fold(OutputSelector::no_default().with(&prepared.output), |selector, name| selector.with(name));
         let options = RunOptions::new().map_err(Error::library("prepare a run of", &model))?.with_outputs(selector);
         let summary = TeacherSummary {
             parameters: prepared.parameters,
             layers: prepared.layers,
             hidden_size: prepared.config.hidden_size.or(prepared.width).unwrap_or(0),
             provider: provider.to_owned(),
-            logits_output: LOGITS_OUTPUT.to_owned(),
+            logits_output: prepared.output.clone(),
             hidden_tensors: prepared.hidden_tensors().clone(),
-            ..TeacherSummary::default()
+            pooling: prepared.task.pooling,
+            normalized: prepared.task.normalized,
         };
         let mut teacher = Self {
             session,
@@ -112,6 +93,8 @@ impl Teacher {
             summary,
             hidden_outputs,
             hidden_layers,
+            shape: OutputShape::of(prepared.task.task, &prepared.output),
+            width: 0,
             vocabulary_size: 0,
             hidden_size: 0,
             maximum_length: prepared.config.maximum_length.map(|length| length as usize),
@@ -126,9 +109,14 @@ impl Teacher {
         &self.summary
     }
 
-    /// Length of a logits row.
+    /// What input ids are below; for a language model the length of a logits row.
     pub fn vocabulary_size(&self) -> usize {
         self.vocabulary_size
+    }
+
+    /// Length of a row of the output that is read: logits over the vocabulary or the classes, or the vector of a sentence.
+    pub fn width(&self) -> usize {
+        self.width
     }
 
     /// Width of a hidden state; 0 where none was asked for.
@@ -166,28 +154,11 @@ impl Teacher {
         };
         let mut feed: Vec<(&str, SessionInputValue<'_>)> = Vec::with_capacity(self.inputs.len());
         for input in &self.inputs {
-            let values = match input.role {
-                Role::InputIds => &batch.input_ids,
-                Role::AttentionMask => &batch.attention_mask,
-                Role::TokenTypeIds => &batch.token_type_ids,
-                Role::PositionIds => &positions,
-            };
-            if values.len() != size || size == 0 {
-                let expected = format!("{} x {} values", batch.rows, batch.length);
-                return Err(Error::invalid(input.name, expected, values.len().to_string()));
-            }
-            let shape = [batch.rows, batch.length];
-            let value = if input.narrow {
-                // Ids, masks and positions of a model whose inputs are int32 fit.
-                Tensor::from_array((shape, values.iter().map(|value| *value as i32).collect::<Vec<i32>>())).map_err(failed)?.into()
-            } else {
-                TensorRef::from_array_view((shape, &values[..])).map_err(failed)?.into()
-            };
-            feed.push((input.name, value));
+            feed.push((&input.name, input.value(&self.model, batch, &positions)?));
         }
         let outputs = self.session.run_with_options(feed, &self.options).map_err(failed)?;
-        let sizes = [self.vocabulary_size, self.hidden_size];
-        let answer = Answer::new(&self.model, &outputs, [batch.rows, batch.length], &self.hidden_outputs, sizes)?;
+        let sizes = [self.width, self.hidden_size];
+        let answer = Answer::new(&self.model, &outputs, [batch.rows, batch.length], &self.shape, &self.hidden_outputs, sizes)?;
         read(&answer)
     }
 
@@ -196,9 +167,10 @@ impl Teacher {
         let size = 2 * 3;
         let batch =
             TeacherBatch { rows: 2, length: 3, input_ids: vec![0; size], attention_mask: vec![1; size], token_type_ids: vec![0; size] };
-        let declared = self.session.outputs().iter().find(|outlet| outlet.name() == LOGITS_OUTPUT);
+        let output = self.shape.name.clone();
+        let declared = self.session.outputs().iter().find(|outlet| outlet.name() == output);
         let declared = declared.and_then(|outlet| outlet.dtype().tensor_shape()?.last().copied());
-        let (vocabulary_size, hidden_size) = self.run(&batch, |answer| Ok((answer.vocabulary_size(), answer.hidden_size())))?;
+        let (width, hidden_size) = self.run(&batch, |answer| Ok((answer.width(), answer.hidden_size())))?;
         let config = &prepared.config;
         let agree = |path: &Path, field: &str, expected: usize, found: Option<u64>, remedy: &str| match found {
             Some(found) if found != expected as u64 => {
@@ -207,9 +179,22 @@ impl Teacher {
             _ => Ok(()),
         };
         let of_export = "use the config.json of this export";
-        agree(&self.model, "output logits", vocabulary_size, declared.and_then(|size| u64::try_from(size).ok()), "export the model again")?;
-        if let Some(path) = &config.path {
-            agree(path, "vocab_size", vocabulary_size, config.vocabulary_size.map(u64::from), of_export)?;
+        let field = format!("output {output}");
+        agree(&self.model, &field, width, declared.and_then(|size| u64::try_from(size).ok()), "export the model again")?;
+        let config_path = config.path.as_deref().unwrap_or(&self.model);
+        let task = &prepared.task;
+        match task.task {
+            Task::MaskedLm | Task::CausalLm => {
+                agree(config_path, "vocab_size", width, config.vocabulary_size.map(u64::from), of_export)?;
+            }
+            Task::SequenceClassification | Task::TokenClassification => {
+                agree(config_path, "id2label", width, Some(task.class_names.len() as u64), of_export)?;
+            }
+            // The states are those of the encoder; a vector that the graph makes may have any width.
+            Task::SentenceEmbedding if self.shape.rank == 3 => {
+                agree(config_path, "hidden_size", width, config.hidden_size.map(u64::from), of_export)?;
+            }
+            Task::SentenceEmbedding => {}
         }
         if let (Some(expected), Some((layer, name))) = (config.hidden_size, prepared.hidden_tensors().first_key_value())
             && hidden_size != expected as usize
@@ -218,7 +203,14 @@ impl Teacher {
             let expected = format!("the hidden size of config.json, {expected}");
             return Err(Error::data(&self.model, format!("output {name}"), expected, hidden_size.to_string(), remedy));
         }
-        (self.vocabulary_size, self.hidden_size) = (vocabulary_size, hidden_size);
+        let known =
+            config.vocabulary_size.map(|size| size as usize).or(prepared.embedding_rows.and_then(|rows| usize::try_from(rows).ok()));
+        let vocabulary_size = if task.task.is_language_model() { Some(width) } else { known };
+        let Some(vocabulary_size) = vocabulary_size else {
+            let remedy = "put the teacher's config.json with vocab_size beside the model";
+            return Err(Error::data(&self.model, "vocabulary", "a table of embeddings that input_ids are looked up in", "none", remedy));
+        };
+        (self.width, self.vocabulary_size, self.hidden_size) = (width, vocabulary_size, hidden_size);
         Ok(())
     }
 }
@@ -238,29 +230,4 @@ fn open_session(runtime: &Runtime, prepared: &Prepared, threads: usize) -> ort::
             builder.with_config_entry(EXTERNAL_DATA_FOLDER, folder)?.commit_from_memory(bytes)
         }
     }
-}
-
-fn input(model: &Path, outlet: &Outlet) -> Result<Input> {
-    let Some((name, role)) = ROLES.into_iter().find(|(name, _)| *name == outlet.name()) else {
-        let expected = ROLES.map(|(name, _)| name).join(", ");
-        return Err(Error::data(
-            model,
-            format!("input {}", outlet.name()),
-            expected,
-            "an input that cannot be filled",
-            "export the model without it",
-        ));
-    };
-    let field = format!("input {name}");
-    let narrow = match outlet.dtype().tensor_type() {
-        Some(TensorElementType::Int64) => false,
-        Some(TensorElementType::Int32) => true,
-        _ => return Err(Error::data(model, field, "an int64 or int32 tensor", outlet.dtype().to_string(), "export the model again")),
-    };
-    let shape = outlet.dtype().tensor_shape().map(|shape| shape.to_vec()).unwrap_or_default();
-    if !matches!(shape[..], [batch, length] if batch < 0 && length < 0) {
-        let remedy = "export with dynamic axes for batch and sequence";
-        return Err(Error::data(model, field, "a shape [batch, sequence] that is open", format!("{shape:?}"), remedy));
-    }
-    Ok(Input { name, role, narrow })
 }

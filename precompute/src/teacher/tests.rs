@@ -8,6 +8,8 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+mod families;
+
 #[derive(Deserialize)]
 struct Export {
     name: String,
@@ -28,7 +30,7 @@ fn exports() -> Vec<Export> {
 
 fn files(model: PathBuf) -> TeacherFiles {
     let config = Some(model.with_file_name("config.json")).filter(|path| path.is_file());
-    TeacherFiles { model, config, tokenizer: PathBuf::new(), companions: Vec::new() }
+    TeacherFiles { model, config, modules: None, tokenizer: PathBuf::new(), companions: Vec::new() }
 }
 
 fn open(files: &TeacherFiles, layers: &HiddenLayers, by_hand: &BTreeMap<u32, String>) -> Result<Teacher> {

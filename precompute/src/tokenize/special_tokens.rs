@@ -1,6 +1,7 @@
 //! Which ids of a tokenizer are special, and what the mask and the padding are called.
 
 use logitcache::error::{Error, Result};
+use logitcache::target::Task;
 use serde_json::Value;
 use std::path::Path;
 use tokenizers::Tokenizer;
@@ -14,17 +15,24 @@ const OTHER_KEYS: [&str; 6] = ["cls_token", "sep_token", "bos_token", "eos_token
 /// The ids with a meaning of their own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SpecialTokens {
-    /// Stands where a token was masked.
-    pub mask: u32,
-    /// Fills up short rows of a batch.
-    pub pad: u32,
+    /// Stands where a token was masked; always there for a masked language model.
+    pub mask: Option<u32>,
+    /// Fills up short rows of a batch; always there but for a causal language model, which never looks behind a row's end.
+    pub pad: Option<u32>,
+    /// Ends a text, where the files beside the tokenizer name such a token.
+    pub end: Option<u32>,
     /// Stands for text that the vocabulary cannot express; byte-level tokenizers may have none.
     pub unknown: Option<u32>,
-    /// Every special id, ascending: those three, the frame's, and all others that the tokenizer marks.
+    /// Every special id, ascending: those four, the frame's, and all others that the tokenizer marks.
     pub all: Vec<u32>,
 }
 
 impl SpecialTokens {
+    /// What fills up short rows: some token that is there, where none is meant for it, since nothing looks at it.
+    pub fn padding(&self) -> u32 {
+        self.pad.or(self.end).unwrap_or(0)
+    }
+
     /// Whether `id` is one of them.
     pub fn contains(&self, id: u32) -> bool {
         self.all.binary_search(&id).is_ok()
@@ -41,20 +49,25 @@ impl SpecialTokens {
     /// token may also be named by the model in `json`, the tokenizer file's content.
     ///
     /// # Errors
-    /// No mask or padding token, or a named one that the vocabulary lacks.
-    pub(crate) fn find(tokenizer: &Tokenizer, json: &[u8], path: &Path) -> Result<Self> {
+    /// No mask or padding token, or a named one that the vocabulary lacks, where `task` needs it.
+    pub(crate) fn find(tokenizer: &Tokenizer, json: &[u8], path: &Path, task: Task) -> Result<Self> {
         let naming = read_naming_files(path)?;
-        let mask = required(tokenizer, &naming, path, "mask_token", &["[MASK]", "<mask>"])?;
-        let pad = required(tokenizer, &naming, path, "pad_token", &["[PAD]", "<pad>"])?;
+        let find = |needed: bool, key: &str, usual: &[&str]| {
+            let found = required(tokenizer, &naming, path, key, usual);
+            if needed { found.map(Some) } else { Ok(found.ok()) }
+        };
+        let mask = find(task == Task::MaskedLm, "mask_token", &["[MASK]", "<mask>"])?;
+        let pad = find(task != Task::CausalLm, "pad_token", &["[PAD]", "<pad>"])?;
+        let end = named(&naming, "eos_token").and_then(|name| tokenizer.token_to_id(&name));
         let unknown = named(&naming, "unk_token")
             .or_else(|| unknown_of_model(json))
             .and_then(|name| tokenizer.token_to_id(&name))
             .or_else(|| ["[UNK]", "<unk>"].iter().find_map(|name| tokenizer.token_to_id(name)));
-        let mut special = Self { mask, pad, unknown, all: Vec::new() };
+        let mut special = Self { mask, pad, end, unknown, all: Vec::new() };
         let marked = tokenizer.get_added_tokens_decoder().into_iter().filter(|(_, token)| token.special).map(|(id, _)| id);
         let listed = naming.iter().flat_map(|value| OTHER_KEYS.iter().flat_map(|key| texts(&value[*key])));
         let listed: Vec<u32> = listed.filter_map(|name| tokenizer.token_to_id(&name)).collect();
-        special.add([mask, pad].into_iter().chain(unknown).chain(marked).chain(listed));
+        special.add(mask.into_iter().chain(pad).chain(unknown).chain(marked).chain(listed));
         Ok(special)
     }
 }
@@ -118,18 +131,22 @@ mod tests {
         "model":{"type":"WordLevel","vocab":{"hole":0,"[MASK]":1,"blank":2,"??":3,"C":4,"[PAD]":5,"end":6},"unk_token":"??"}}"#;
 
     fn find(naming: &[(&str, &str)]) -> Result<SpecialTokens> {
+        find_for(Task::MaskedLm, naming)
+    }
+
+    fn find_for(task: Task, naming: &[(&str, &str)]) -> Result<SpecialTokens> {
         let directory = tempfile::tempdir().unwrap();
         for (name, content) in naming {
             std::fs::write(directory.path().join(name), content).unwrap();
         }
         let tokenizer = Tokenizer::from_bytes(TOKENIZER).unwrap();
-        SpecialTokens::find(&tokenizer, TOKENIZER.as_bytes(), &directory.path().join("tokenizer.json"))
+        SpecialTokens::find(&tokenizer, TOKENIZER.as_bytes(), &directory.path().join("tokenizer.json"), task)
     }
 
     #[test]
     fn usual_names_are_taken_where_nothing_is_said() {
         let special = find(&[]).unwrap();
-        assert_eq!(special, SpecialTokens { mask: 1, pad: 5, unknown: Some(3), all: vec![1, 3, 5, 7] });
+        assert_eq!(special, SpecialTokens { mask: Some(1), pad: Some(5), end: None, unknown: Some(3), all: vec![1, 3, 5, 7] });
         assert!(special.contains(7) && !special.contains(2));
     }
 
@@ -138,7 +155,7 @@ mod tests {
         let config = r#"{"mask_token":{"content":"hole","lstrip":true},"additional_special_tokens":["end",{"content":"absent"}]}"#;
         let map = r#"{"mask_token":"[MASK]","pad_token":"blank"}"#;
         let special = find(&[("tokenizer_config.json", config), ("special_tokens_map.json", map)]).unwrap();
-        assert_eq!(special, SpecialTokens { mask: 0, pad: 2, unknown: Some(3), all: vec![0, 2, 3, 6, 7] });
+        assert_eq!(special, SpecialTokens { mask: Some(0), pad: Some(2), end: None, unknown: Some(3), all: vec![0, 2, 3, 6, 7] });
     }
 
     #[test]
@@ -147,6 +164,12 @@ mod tests {
         for part in ["tokenizer.json", "mask_token", "[GAP]", "tokenizer_config.json"] {
             assert!(message.contains(part), "{part} in {message}");
         }
+        let special = find_for(Task::SequenceClassification, &[("tokenizer_config.json", r#"{"mask_token":"[GAP]"}"#)]).unwrap();
+        assert_eq!((special.mask, special.pad), (None, Some(5)), "a classifier needs no mask");
+        let naming = r#"{"pad_token":"[GAP]","eos_token":"end"}"#;
+        let special = find_for(Task::CausalLm, &[("tokenizer_config.json", naming)]).unwrap();
+        assert_eq!((special.pad, special.end), (None, Some(6)), "a causal language model needs no padding");
+        assert!(special.contains(6));
         assert!(find(&[("special_tokens_map.json", "{")]).unwrap_err().to_string().contains("special_tokens_map.json"));
     }
 }

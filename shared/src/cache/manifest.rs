@@ -64,10 +64,16 @@ pub struct TeacherSummary {
 pub struct CorpusCounts {
     /// Documents read.
     pub documents: u64,
+    /// Malformed records that were skipped.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub malformed: u64,
     /// Documents dropped for having too few tokens.
     pub dropped_short: u64,
     /// Documents dropped for being mostly unknown tokens.
     pub dropped_unknown: u64,
+    /// Documents of which the end was left out.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub truncated: u64,
     /// Sequences per pass.
     pub sequences: u64,
     /// Tokens of all passes, special ones included.
@@ -78,6 +84,10 @@ pub struct CorpusCounts {
     pub positions: u64,
     /// Masked positions of all passes.
     pub masked: u64,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// One Parquet file.

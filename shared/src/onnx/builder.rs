@@ -75,6 +75,12 @@ impl GraphBuilder {
         self.constant(name, FLOAT32, Vec::new(), value.to_le_bytes().to_vec())
     }
 
+    /// A list of float32, added the first time it is asked for; gives its name.
+    pub fn floats(&mut self, name: &str, values: &[f32]) -> String {
+        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        self.constant(name, FLOAT32, vec![values.len() as i64], bytes)
+    }
+
     /// A list of int64, added the first time it is asked for; gives its name.
     pub fn integers(&mut self, name: &str, values: &[i64]) -> String {
         let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();

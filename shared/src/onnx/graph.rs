@@ -48,16 +48,34 @@ impl<'a> Graph<'a> {
         }
     }
 
-    /// The tensor that `tensor` is a copy of: seen through `Identity`, `Cast` and `Dropout` nodes.
+    /// The constant whose values `tensor` has, as they are, converted or quantised: for its shape and for whether there is one.
+    pub fn stored(&self, tensor: &str) -> Option<&'a TensorProto> {
+        self.constant(tensor).or_else(|| {
+            let (_, node) = self.producer(tensor)?;
+            matches!(node.op_type.as_str(), "DequantizeLinear" | "Cast").then(|| self.stored(node.inputs.first()?))?
+        })
+    }
+
+    /// The tensor that `tensor` is a copy of: seen through `Identity`, `Cast` and `Dropout` nodes, and through a quantisation that is undone at once.
     pub fn origin(&self, tensor: &'a str) -> &'a str {
         let mut tensor = tensor;
-        while let Some((_, node)) = self.producer(tensor)
-            && matches!(node.op_type.as_str(), "Identity" | "Cast" | "Dropout")
-            && let Some(input) = node.inputs.first()
-        {
+        while let Some(input) = self.copied(tensor) {
             tensor = input;
         }
         tensor
+    }
+
+    fn copied(&self, tensor: &str) -> Option<&'a str> {
+        let (_, node) = self.producer(tensor)?;
+        let input = node.inputs.first()?;
+        match node.op_type.as_str() {
+            "Identity" | "Cast" | "Dropout" => Some(input),
+            "DequantizeLinear" => {
+                let (_, quantised) = self.producer(input)?;
+                if quantised.op_type == "QuantizeLinear" { quantised.inputs.first().map(String::as_str) } else { None }
+            }
+            _ => None,
+        }
     }
 
     /// Whether `tensor` is computed from `ancestor` (by any number of nodes, at least one).
@@ -112,9 +130,12 @@ pub(super) mod tests {
 
     #[test]
     fn copies_are_seen_through() {
-        let message = parse("Relu: x -> a\nCast: a -> b\nDropout: b -> d\nIdentity: c1 -> e");
+        let text = "Relu: x -> a\nCast: a -> b\nDropout: b -> d\nIdentity: c1 -> e\nQuantizeLinear: d s -> q\nDequantizeLinear: q s -> f";
+        let message = parse(&format!("{text}\nDequantizeLinear: c1 s -> w\nDequantizeLinear: a s -> v"));
         let graph = Graph::new(&message);
-        assert_eq!(graph.origin("d"), "a");
+        assert_eq!((graph.origin("d"), graph.origin("f"), graph.origin("v")), ("a", "a", "v"));
+        assert_eq!(graph.stored("w").unwrap().name, "c1");
+        assert!(graph.constant("w").is_none() && graph.stored("v").is_none());
         assert_eq!(graph.origin("x"), "x");
         assert_eq!(graph.constant("e").unwrap().name, "c1");
         assert!(graph.constant("a").is_none());

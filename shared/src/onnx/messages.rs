@@ -112,12 +112,58 @@ pub struct EntryProto {
     pub value: String,
 }
 
-/// The name of an input or output (its type is left to the runtime, which infers it).
+/// An input or output (where it says no type, the runtime infers it).
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ValueInfoProto {
     /// The tensor's name.
     #[prost(string, tag = "1")]
     pub name: String,
+    /// Its type.
+    #[prost(message, optional, tag = "2")]
+    pub declared: Option<TypeProto>,
+}
+
+impl ValueInfoProto {
+    /// The tensor's shape, where it is declared; a dimension that is open or only named is none.
+    pub fn shape(&self) -> Option<Vec<Option<u64>>> {
+        let shape = self.declared.as_ref()?.tensor.as_ref()?.shape.as_ref()?;
+        Some(shape.dimensions.iter().map(|dimension| dimension.size.and_then(|size| u64::try_from(size).ok())).collect())
+    }
+}
+
+/// A type: that of a tensor, or nothing this crate reads.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct TypeProto {
+    /// Where it is a tensor.
+    #[prost(message, optional, tag = "1")]
+    pub tensor: Option<TensorTypeProto>,
+}
+
+/// A tensor's element type and shape.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct TensorTypeProto {
+    /// As [`TensorProto::data_type`].
+    #[prost(int32, tag = "1")]
+    pub element_type: i32,
+    /// Absent where not even the rank is known.
+    #[prost(message, optional, tag = "2")]
+    pub shape: Option<ShapeProto>,
+}
+
+/// A shape.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ShapeProto {
+    /// The slowest first.
+    #[prost(message, repeated, tag = "1")]
+    pub dimensions: Vec<DimensionProto>,
+}
+
+/// A dimension: its size, or a name for a size that is open.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct DimensionProto {
+    /// The size, where it is fixed.
+    #[prost(int64, optional, tag = "1")]
+    pub size: Option<i64>,
 }
 
 /// A function's name.
@@ -132,6 +178,8 @@ pub struct FunctionProto {
 pub mod element_type {
     /// Floating-point types: float32, float16, float64, bfloat16.
     pub const FLOATS: [i32; 4] = [1, 10, 11, 16];
+    /// Types that weights are quantised to: uint8, int8, uint4, int4.
+    pub const QUANTISED: [i32; 4] = [2, 3, 21, 22];
 }
 
 /// The value of [`TensorProto::data_location`] for a tensor whose values lie in another file.

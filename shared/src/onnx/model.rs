@@ -63,11 +63,14 @@ impl Model {
         files
     }
 
-    /// Elements of the floating-point initialisers but for single numbers, which are a graph's constants, no weights. A decoder tied to the
-    /// embeddings is usually two tensors in an export, and then counts twice.
-    pub fn float_elements(&self) -> u64 {
-        let is_float = |tensor: &&TensorProto| element_type::FLOATS.contains(&tensor.data_type);
-        self.graph().initializers.iter().filter(is_float).map(elements).filter(|elements| *elements > 1).sum()
+    /// Elements of the floating-point initialisers but for single numbers, which are a graph's constants, no weights, and of the matrices that are
+    /// quantised to 4 or 8 bits. A decoder tied to the embeddings is usually two tensors in an export, and then counts twice.
+    pub fn weight_elements(&self) -> u64 {
+        let is_weight = |tensor: &&TensorProto| match tensor.data_type {
+            float if element_type::FLOATS.contains(&float) => true,
+            small => element_type::QUANTISED.contains(&small) && tensor.dims.len() >= 2,
+        };
+        self.graph().initializers.iter().filter(is_weight).map(elements).filter(|elements| *elements > 1).sum()
     }
 
     /// The file's bytes with `names` as further outputs of the graph; their types are left to the runtime. Names that are outputs already are left out.
@@ -76,7 +79,11 @@ impl Model {
     /// message that holds nothing but the outputs adds them, and the file keeps every field that [`super::messages`] does not know.
     pub fn into_bytes_with_outputs<'n>(self, names: impl IntoIterator<Item = &'n str>) -> Vec<u8> {
         let is_output = |name: &&str| self.graph().outputs.iter().any(|output| output.name == *name);
-        let outputs = names.into_iter().filter(|name| !is_output(name)).map(|name| ValueInfoProto { name: name.to_owned() }).collect();
+        let outputs = names
+            .into_iter()
+            .filter(|name| !is_output(name))
+            .map(|name| ValueInfoProto { name: name.to_owned(), declared: None })
+            .collect();
         let addition = ModelProto { graph: Some(GraphProto { outputs, ..GraphProto::default() }), functions: Vec::new() };
         // The decoded message shares the bytes: without it they are ours alone, and grow in place.
         drop(self.message);
@@ -112,10 +119,12 @@ mod tests {
                 weight("w", 1, &[3, 4], 0),
                 weight("h", 10, &[5], EXTERNAL),
                 weight("i", 7, &[100], 0),
+                weight("q", 3, &[6, 2], 0),
+                weight("zero_points", 3, &[6], 0),
                 weight("c", 1, &[], 0),
             ],
-            inputs: vec![ValueInfoProto { name: "a".into() }],
-            outputs: vec![ValueInfoProto { name: "logits".into() }],
+            inputs: vec![ValueInfoProto { name: "a".into(), declared: None }],
+            outputs: vec![ValueInfoProto { name: "logits".into(), declared: None }],
         };
         let mut bytes = vec![0x32, 1, b'x'];
         bytes.extend(ModelProto { graph: Some(graph), functions: Vec::new() }.encode_to_vec());
@@ -137,7 +146,7 @@ mod tests {
     #[test]
     fn weights_are_counted_by_type_and_external_data_is_seen() {
         let model = Model::from_bytes(Path::new("m.onnx"), example()).unwrap();
-        assert_eq!(model.float_elements(), 3 * 4 + 5);
+        assert_eq!(model.weight_elements(), 3 * 4 + 5 + 6 * 2);
         assert_eq!(model.external_files(), ["weights.bin"]);
     }
 

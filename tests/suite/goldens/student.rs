@@ -57,7 +57,7 @@ fn the_demos_student_starts_where_pytorchs_does() {
         StudentConfig::from_teacher(&data("teacher/config.json"), &Overrides { num_hidden_layers: Some(6), ..Overrides::default() });
     let config = config.expect("the demo teacher's settings");
     let mut tensors = TeacherTensors::open(
-        &data("teacher/model.safetensors"),
+        &data("teacher/model.onnx"),
         &config,
         &FirstWeights { layers: Some(vec![0, 2, 4, 7, 9, 11]), ..FirstWeights::default() },
     )

@@ -20,8 +20,8 @@ impl Checkpoints {
             // One that cannot be read is no candidate; whether it stays is a matter of its age.
             let Ok(state) = read_state(&path.join(STATE_FILE)) else { continue };
             let Some(evaluation) = state.run.evaluation.filter(|_| state.run.evaluated_step == *step) else { continue };
-            if best.as_ref().is_none_or(|(divergence, _)| evaluation.kl_nats <= *divergence) {
-                best = Some((evaluation.kl_nats, path.clone()));
+            if best.as_ref().is_none_or(|(divergence, _)| evaluation.divergence() <= *divergence) {
+                best = Some((evaluation.divergence(), path.clone()));
             }
         }
         let best = best.map(|(_, path)| path);

@@ -1,13 +1,13 @@
 //! Reading a checkpoint: everything is checked before anything is used.
 
 use super::{Checkpoints, FORMAT_VERSION, OPTIMIZER_FILE, PROJECTIONS_FILE, STATE_FILE, State, exact};
-use crate::export::MODEL_FILE;
+use crate::export::load_as;
 use crate::kernels::ParameterRef;
 use crate::optim::Moments;
+use crate::student::Student;
 use crate::student::config::StudentConfig;
 use crate::student::tensor_file::TensorFile;
-use crate::student::{ParameterSpec, Student};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use logitcache::atomic_directory::remove_leftovers;
 use logitcache::error::{Error, Result};
 use logitcache::fingerprint::Fingerprint;
@@ -93,8 +93,7 @@ impl Checkpoint {
     /// # Errors
     /// Parameters that are not those of `config`.
     pub fn student(&self, config: &StudentConfig) -> Result<Student> {
-        let mut file = TensorFile::open(&self.path.join(MODEL_FILE))?;
-        Student::new(config.clone(), DType::F32, &mut |parameter: &ParameterSpec| file.read(&parameter.name, &parameter.shape))
+        load_as(config, &self.path)
     }
 
     /// Gives the parameters that are not the student's the values they had.

@@ -84,13 +84,18 @@ fn write_state(state: &State, path: &Path) -> Result<()> {
     write_bytes_atomically(path, text.as_bytes())
 }
 
+/// Of every file in `directory` and its folders, by its path within.
 fn file_records(directory: &Path) -> Result<BTreeMap<String, FileRecord>> {
     let mut records = BTreeMap::new();
     for entry in std::fs::read_dir(directory).map_err(Error::io("list", directory))? {
         let entry = entry.map_err(Error::io("list", directory))?;
-        let bytes = entry.metadata().map_err(Error::io("read", entry.path()))?.len();
-        let record = FileRecord { bytes, sha256: Fingerprint::of_file(&entry.path())? };
-        records.insert(entry.file_name().to_string_lossy().into_owned(), record);
+        let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
+        let metadata = entry.metadata().map_err(Error::io("read", &path))?;
+        if metadata.is_dir() {
+            records.extend(file_records(&path)?.into_iter().map(|(within, record)| (format!("{name}/{within}"), record)));
+        } else {
+            records.insert(name, FileRecord { bytes: metadata.len(), sha256: Fingerprint::of_file(&path)? });
+        }
     }
     Ok(records)
 }

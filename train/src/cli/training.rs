@@ -62,10 +62,11 @@ pub struct DataArguments {
 #[serde(rename_all = "kebab-case")]
 #[command(next_help_heading = "Student")]
 pub struct StudentArguments {
-    /// Whose names and wiring the student has: distilbert, bert, roberta or albert
-    #[arg(long, value_name = "NAME", default_value = "distilbert")]
-    pub family: String,
-    /// Encoder layers
+    /// Whose names and wiring the student has: distilbert, bert, roberta or albert; for next tokens llama or gpt2 [default: distilbert; the
+    /// teacher's for next tokens]
+    #[arg(long, value_name = "NAME")]
+    pub family: Option<String>,
+    /// Transformer layers
     #[arg(long, value_name = "N", default_value_t = 6)]
     pub layers: usize,
     /// Width of the hidden states [default: the teacher's]
@@ -74,6 +75,9 @@ pub struct StudentArguments {
     /// Attention heads [default: the teacher's]
     #[arg(long, value_name = "N")]
     pub heads: Option<usize>,
+    /// Heads of keys and values, for --family llama: a divisor of --heads [default: the teacher's]
+    #[arg(long, value_name = "N")]
+    pub key_value_heads: Option<usize>,
     /// Width inside the feed-forward blocks [default: the teacher's]
     #[arg(long, value_name = "N")]
     pub feed_forward: Option<usize>,
@@ -94,9 +98,12 @@ pub struct StudentArguments {
     /// norms) [default: order]
     #[arg(long, value_name = "NAME", requires = "init_from")]
     pub init_widths: Option<String>,
-    /// Probability of dropping an activation
-    #[arg(long, value_name = "P", default_value_t = 0.1)]
-    pub dropout: f64,
+    /// How a sentence encoder's token states become one vector: mean, cls or max [default: the teacher's]
+    #[arg(long, value_name = "NAME")]
+    pub pooling: Option<String>,
+    /// Probability of dropping an activation [default: 0.1; 0 for next tokens]
+    #[arg(long, value_name = "P")]
+    pub dropout: Option<f64>,
 }
 
 /// A layer's number, spaces around it or not.
@@ -113,10 +120,13 @@ pub struct ObjectiveArguments {
     #[arg(long, value_name = "T")]
     pub temperature: Option<f32>,
     /// What the student is taught: a comma list of NAME=WEIGHT[:OPTION=VALUE]..., of ce (soft targets), reverse-kl, jsd (option beta, 0.5),
-    /// tvd, logit-mse, mlm (masked tokens), cos (direction of the hidden states) and hidden-mse. Options: tail=ghost, zero,
+    /// tvd, logit-mse, mlm (masked tokens), gold (the corpus's labels, the next tokens), cos (direction of the hidden states), hidden-mse,
+    /// embedding-cos and embedding-mse (a sentence encoder's vectors). Options: tail=ghost, zero,
     /// renormalised-teacher, renormalised-both or uniform (ids that are not stored); schedule=constant, linear or wsd, with end, warmup, decay
-    #[arg(long, value_name = "PARTS", default_value = "ce=5,mlm=2,cos=1")]
-    pub loss: String,
+    /// [default: ce=5,mlm=2,cos=1 of a masked language model, ce=1,gold=0.5 of classes and next tokens, logit-mse=1,gold=0.5 of numbers,
+    /// embedding-cos=1 of vectors, with embedding-mse=1 where their length is not 1]
+    #[arg(long, value_name = "PARTS")]
+    pub loss: Option<String>,
     /// Which hidden states cos and hidden-mse compare, each a mean over the pairs: a list of STUDENT:TEACHER, such as 3:6,6:12 (0 is the embedding
     /// output, i the output of layer i), or last, first (the last or first layer of both) or even (each layer of the student, spread over the
     /// teacher's). Where the widths differ, a projection is learned beside the student and dropped with the training [default: last]

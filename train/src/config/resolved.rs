@@ -1,11 +1,13 @@
 //! The configuration of a run with every default resolved, as TOML that `--config` reads.
 
+use super::task::pooling_name;
 use super::{Config, EvaluationSource, Initialisation};
 use crate::batcher::Duration;
 use crate::cli::Arguments;
 use crate::student::family::Family;
 use logitcache::atomic_file::write_bytes_atomically;
 use logitcache::error::{Error, Result};
+use logitcache::target::Task;
 use serde_json::{Map, Value};
 
 /// Its name in the student's directory.
@@ -40,8 +42,13 @@ impl Config {
             EvaluationSource::HeldOut(share) => Some(*share),
             EvaluationSource::Cache(_) => None,
         };
+        shape.family = Some(self.student.family.to_string());
+        shape.pooling = (self.student.task == Task::SentenceEmbedding).then(|| pooling_name(self.student.pooling).to_owned());
         shape.hidden_size = Some(self.student.hidden_size);
         shape.heads = Some(self.student.num_attention_heads);
+        shape.key_value_heads = self.student.decoder.as_ref().map(|decoder| decoder.key_value_heads);
+        // A Llama has no other dropout than its attention's, and everyone else one for both.
+        shape.dropout = Some(self.student.attention_dropout);
         shape.feed_forward = Some(self.student.intermediate_size);
         shape.embedding_size = (self.student.family == Family::Albert).then_some(self.student.embedding_size);
         shape.activation = Some(self.student.activation.to_string());
@@ -50,7 +57,7 @@ impl Config {
             shape.init_widths = Some(first.widths.to_string());
         }
         objective.temperature = Some(self.temperature);
-        objective.loss = self.objective.to_string();
+        objective.loss = Some(self.objective.to_string());
         // --hidden-map stays as it was typed: a default written out would refuse a --loss beside the file that has no use for it.
         if let Duration::Epochs(epochs) = self.duration {
             optimisation.epochs = Some(epochs);

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::small_cache::{SmallCache, arguments};
+use logitcache::target::{Problem, Task};
 
 fn check(cache: &Path, extra: &[&str]) -> Result<Config> {
     Config::check(&arguments(cache, Path::new("out"), extra))
@@ -185,4 +186,41 @@ fn a_cache_without_its_tokenizer_or_manifest_is_refused_before_training() {
 #[test]
 fn a_missing_initial_file_is_named() {
     assert_names(&refusal(&SmallCache::default(), &["--init-from", "nowhere.safetensors"], 2), &["nowhere.safetensors"]);
+}
+
+#[test]
+fn head_and_loss_follow_from_the_caches_task() {
+    let directory = tempfile::tempdir().unwrap();
+    let tasks = [
+        (Task::SequenceClassification, "ce=1,gold=0.5", ["O", "B-X", "I-X"].as_slice()),
+        (Task::TokenClassification, "ce=1,gold=0.5", &["O", "B-X", "I-X"]),
+        (Task::SentenceEmbedding, "embedding-cos=1", &[]),
+    ];
+    for (task, loss, names) in tasks {
+        let cache = SmallCache::of(task).write(directory.path(), task.name());
+        let check = |extra: &[&str]| Config::check(&arguments(&cache, Path::new("out"), extra));
+        let refused = |extra: &[&str]| {
+            let error = check(extra).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{error}");
+            error.to_string()
+        };
+        let config = check(&[]).unwrap();
+        assert_eq!((config.student.task, config.objective.to_string().as_str()), (task, loss));
+        assert_eq!(config.student.class_names, names);
+        assert_eq!(config.settings["task"], task.name());
+        assert!(refused(&["--loss", "mlm=1"]).contains("--loss: expected parts of "), "{task}");
+        assert!(refused(&["--top-k", "1"]).contains("--top-k: expected a cache of a language model"), "{task}");
+        if task == Task::SentenceEmbedding {
+            assert_eq!((config.student.embedding_output, config.student.normalized), (0, true));
+            assert_eq!(check(&["--hidden-size", "8"]).unwrap().student.embedding_output, 16);
+            assert_eq!(check(&["--pooling", "cls"]).unwrap().settings["pooling"], "cls");
+            assert!(refused(&["--pooling", "sum"]).contains("--pooling: expected one of mean, cls, max"));
+        } else {
+            assert!(refused(&["--pooling", "cls"]).contains("--pooling: expected a cache for sentence-embedding"), "{task}");
+        }
+    }
+    let cache =
+        SmallCache { problem: Problem::Regression, ..SmallCache::of(Task::SequenceClassification) }.write(directory.path(), "numbers");
+    let config = Config::check(&arguments(&cache, Path::new("out"), &[])).unwrap();
+    assert_eq!((config.student.classes, config.objective.to_string().as_str()), (1, "logit-mse=1,gold=0.5"));
 }

@@ -1,4 +1,4 @@
-//! Precision, recall and F1 of student and teacher for each original token.
+//! Precision, recall and F1 of student and teacher for each class, which for a language model is the original token, and over all classes.
 
 use serde::{Deserialize, Serialize};
 
@@ -19,11 +19,11 @@ pub struct ClassScore {
 /// Both models on one class.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Class {
-    /// The original token's id.
+    /// The class, or the original token's id.
     pub id: u32,
-    /// Its text.
+    /// Its name, or the token's text.
     pub token: String,
-    /// Masked positions that hold it.
+    /// Gold answers of it.
     pub support: u64,
     /// The student's.
     pub student: ClassScore,
@@ -31,10 +31,23 @@ pub struct Class {
     pub teacher: ClassScore,
 }
 
+/// One model over all classes, as scikit-learn has it, a ratio of nothing counting as 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Overall {
+    /// The share of the answers that are right. Of one class of several it is also the micro-averaged F1.
+    pub accuracy: f64,
+    /// F1 of all classes' counts together.
+    pub micro_f1: f64,
+    /// The mean F1 of the classes that occur or are predicted.
+    pub macro_f1: f64,
+    /// Matthews' correlation coefficient, for any number of classes (Gorodkin 2004); of no meaning for [`ClassTally::add_set`].
+    pub matthews: f64,
+}
+
 /// The classes by support, descending, ties by the smaller id.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Classes {
-    /// Distinct original tokens that were masked somewhere.
+    /// Classes that are the gold answer somewhere.
     pub total: u64,
     /// Those of `rows`.
     pub listed: u64,
@@ -46,6 +59,7 @@ pub struct Classes {
 #[derive(Clone, Debug)]
 pub struct ClassTally {
     support: Vec<u64>,
+    sets: bool,
     student: Predictions,
     teacher: Predictions,
 }
@@ -66,30 +80,73 @@ impl Predictions {
         self.hits[id] += u64::from(id == gold);
     }
 
+    fn hits(&self) -> u64 {
+        self.hits.iter().sum()
+    }
+
+    fn f1(&self, id: usize, support: u64) -> f64 {
+        2.0 * self.hits[id] as f64 / (self.made[id] + support).max(1) as f64
+    }
+
+    fn overall(&self, support: &[u64], all_classes: bool) -> Overall {
+        let ratio = |part: f64, whole: f64| if whole > 0.0 { part / whole } else { 0.0 };
+        let (hits, made, total) = (self.hits() as f64, self.made.iter().sum::<u64>() as f64, support.iter().sum::<u64>() as f64);
+        let counted = |id: &usize| all_classes || self.made[*id] + support[*id] > 0;
+        let f1s: Vec<f64> = (0..support.len()).filter(counted).map(|id| self.f1(id, support[id])).collect();
+        // With c right of s answers, p(k) of class k predicted and t(k) there: (c s - sum p t) / sqrt((s^2 - sum p^2) (s^2 - sum t^2)).
+        let products = |a: &[u64], b: &[u64]| a.iter().zip(b).map(|(a, b)| *a as f64 * *b as f64).sum::<f64>();
+        let spread = |counts: &[u64]| total * total - products(counts, counts);
+        let covariance = hits * total - products(&self.made, support);
+        Overall {
+            accuracy: ratio(hits, total),
+            micro_f1: ratio(2.0 * hits, made + total),
+            macro_f1: ratio(f1s.iter().sum(), f1s.len() as f64),
+            matthews: ratio(covariance, (spread(&self.made) * spread(support)).sqrt()),
+        }
+    }
+
     fn score(&self, id: usize, support: u64) -> ClassScore {
         let (made, hits) = (self.made[id], self.hits[id] as f64);
-        ClassScore {
-            precision: (made > 0).then(|| hits / made as f64),
-            recall: hits / support.max(1) as f64,
-            f1: 2.0 * hits / (made + support).max(1) as f64,
-        }
+        ClassScore { precision: (made > 0).then(|| hits / made as f64), recall: hits / support.max(1) as f64, f1: self.f1(id, support) }
     }
 }
 
 impl ClassTally {
-    /// No counts yet, for ids below `vocabulary`.
-    pub fn new(vocabulary: usize) -> Self {
-        Self { support: vec![0; vocabulary], student: Predictions::new(vocabulary), teacher: Predictions::new(vocabulary) }
+    /// No counts yet, for ids below `classes`.
+    pub fn new(classes: usize) -> Self {
+        Self { support: vec![0; classes], sets: false, student: Predictions::new(classes), teacher: Predictions::new(classes) }
     }
 
-    /// Adds a position; the three ids are below the vocabulary's size.
+    /// Adds an answer that is one class; the three ids are below the number of classes.
     pub fn add(&mut self, gold: usize, student: usize, teacher: usize) {
         self.support[gold] += 1;
         self.student.add(student, gold);
         self.teacher.add(teacher, gold);
     }
 
-    /// The scores; `token` gives an id's text.
+    /// Adds an answer that is a set of classes, `[classes]` each: whether it holds them.
+    pub fn add_set(&mut self, gold: &[bool], student: &[bool], teacher: &[bool]) {
+        self.sets = true;
+        for (id, gold) in gold.iter().enumerate() {
+            self.support[id] += u64::from(*gold);
+            for (model, answer) in [(&mut self.student, student[id]), (&mut self.teacher, teacher[id])] {
+                model.made[id] += u64::from(answer);
+                model.hits[id] += u64::from(answer && *gold);
+            }
+        }
+    }
+
+    /// The student over all classes.
+    pub fn student(&self) -> Overall {
+        self.student.overall(&self.support, self.sets)
+    }
+
+    /// The teacher over all classes.
+    pub fn teacher(&self) -> Overall {
+        self.teacher.overall(&self.support, self.sets)
+    }
+
+    /// The scores; `token` gives the name of an id.
     pub fn finish(&self, token: impl Fn(u32) -> String) -> Classes {
         let mut present: Vec<usize> = (0..self.support.len()).filter(|id| self.support[*id] > 0).collect();
         let total = present.len() as u64;
@@ -107,6 +164,39 @@ impl ClassTally {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::evaluate::golden::{Scores, golden};
+    use serde::Deserialize;
+
+    #[derive(Deserialize)]
+    struct OneOfSeveral {
+        classes: usize,
+        gold: Vec<usize>,
+        predicted: Vec<usize>,
+        accuracy: f64,
+        micro_f1: f64,
+        macro_f1: f64,
+        matthews: f64,
+        by_class: Scores,
+    }
+
+    #[test]
+    fn scores_are_those_of_scikit_learn() {
+        for case in golden::<OneOfSeveral>("single_label") {
+            let mut tally = ClassTally::new(case.classes);
+            case.gold.iter().zip(&case.predicted).for_each(|(gold, predicted)| tally.add(*gold, *predicted, *gold));
+            let found = tally.student();
+            for (found, expected) in [
+                (found.accuracy, case.accuracy),
+                (found.micro_f1, case.micro_f1),
+                (found.macro_f1, case.macro_f1),
+                (found.matthews, case.matthews),
+            ] {
+                assert!((found - expected).abs() < 1e-11, "{found} against {expected}");
+            }
+            case.by_class.expect(&tally.finish(|id| id.to_string()));
+            assert_eq!(tally.teacher().accuracy, 1.0);
+        }
+    }
 
     #[test]
     fn counts_become_scores() {

@@ -12,10 +12,10 @@ pub const CONTEXT_TOKENS: usize = 8;
 /// Guesses of each model that are shown.
 pub const GUESSES: usize = 3;
 
-/// A token and how probable a model thinks it.
+/// A token or a class and how probable a model thinks it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Guess {
-    /// The token's id.
+    /// The token's or the class's id.
     pub id: u32,
     /// Its text.
     pub token: String,
@@ -40,7 +40,7 @@ pub struct Disagreement {
     pub seen: String,
     /// Tokens after it.
     pub after: Vec<String>,
-    /// The original token.
+    /// The gold token or class; empty where none is known.
     pub gold: String,
     /// The teacher's best, descending.
     pub teacher: Vec<Guess>,
@@ -58,7 +58,7 @@ pub struct Place {
     before: Vec<u32>,
     seen: u32,
     after: Vec<u32>,
-    gold: u32,
+    gold: Option<u32>,
     teacher: Vec<(u32, f64)>,
     student: Vec<(u32, f64)>,
 }
@@ -89,7 +89,7 @@ impl Worst {
             before: batch.input_ids[token.saturating_sub(CONTEXT_TOKENS).max(first)..token].to_vec(),
             seen: batch.input_ids[token],
             after: batch.input_ids[token + 1..(token + 1 + CONTEXT_TOKENS).min(end)].to_vec(),
-            gold: u32::try_from(batch.labels[row]).unwrap_or_default(),
+            gold: u32::try_from(batch.labels[row]).ok(),
             teacher: teacher.to_vec(),
             student: student.to_vec(),
         };
@@ -98,11 +98,11 @@ impl Worst {
         self.0.truncate(MOST_DISAGREEMENTS);
     }
 
-    /// The positions with their tokens' texts.
-    pub fn finish(self, token: impl Fn(u32) -> String) -> Vec<Disagreement> {
+    /// The positions with the texts of their tokens and of the answers' ids, `class`.
+    pub fn finish(self, token: impl Fn(u32) -> String, class: impl Fn(u32) -> String) -> Vec<Disagreement> {
         let texts = |ids: &[u32]| ids.iter().map(|id| token(*id)).collect();
         let guesses = |best: &[(u32, f64)]| {
-            best.iter().map(|(id, probability)| Guess { id: *id, token: token(*id), probability: *probability }).collect()
+            best.iter().map(|(id, probability)| Guess { id: *id, token: class(*id), probability: *probability }).collect()
         };
         let told = |place: Place| Disagreement {
             sequence_id: place.sequence_id,
@@ -112,7 +112,7 @@ impl Worst {
             before: texts(&place.before),
             seen: token(place.seen),
             after: texts(&place.after),
-            gold: token(place.gold),
+            gold: place.gold.map(&class).unwrap_or_default(),
             teacher: guesses(&place.teacher),
             student: guesses(&place.student),
         };
@@ -140,7 +140,7 @@ mod tests {
             worst.add(&batch, 0, f64::from(i % 3), &[(7, 0.9)], &[(6, 0.5)]);
         }
         worst.add(&batch, 1, 5.0, &[(7, 0.9)], &[(6, 0.5)]);
-        let found = worst.finish(|id| id.to_string());
+        let found = worst.finish(|id| id.to_string(), |id| id.to_string());
         assert_eq!(found.len(), MOST_DISAGREEMENTS);
         assert_eq!((found[0].sequence_id, found[0].pass, found[0].position, found[0].gold.as_str()), (9, 1, 0, "8"));
         assert!(found[0].before.is_empty());

@@ -1,4 +1,4 @@
-//! One pass of a student over the masked positions of a cache, at temperature 1, with flat memory.
+//! One pass of a student over the sequences of a cache, of a masked language model over its masked positions, at temperature 1, with flat memory.
 
 use crate::batcher::{Batch, Steps, Targets};
 use crate::stream::{Order, Prefetch, RowStream, Selection};
@@ -6,14 +6,28 @@ use crate::student::Student;
 use candle_core::DType;
 use logitcache::cache::reader::Cache;
 use logitcache::error::{Error, Result};
+use logitcache::target::{TargetSpec, Task};
 
-/// Tokens of a batch.
+/// Tokens of a batch at most.
 const BATCH_TOKENS: u64 = 2048;
 
-/// Batches that are read at once; together they take the longest sequence that a record can hold.
-const BATCHES_READ_AT_ONCE: u64 = 32;
+/// Tokens of the batches that are read at once: the longest sequence that a record can hold.
+const TOKENS_READ_AT_ONCE: u64 = 1 << 16;
 
-/// Hands each batch to `score` with the student's logits, `[asked, vocabulary]`; none for a batch that asks nothing.
+/// Logits of a batch, where every token is asked: 64 MB.
+const BATCH_LOGITS: u64 = 1 << 24;
+
+/// Tokens of a batch, so that its logits stay small whatever the vocabulary.
+fn batch_tokens(spec: &TargetSpec) -> u64 {
+    match spec.task() {
+        // Of which few are asked.
+        Task::MaskedLm => BATCH_TOKENS,
+        _ => (BATCH_LOGITS / spec.classes().max(1) as u64).clamp(64, BATCH_TOKENS),
+    }
+}
+
+/// Hands each batch to `score` with the student's answers: logits `[asked, classes]`, none for a batch that asks nothing, or the vectors
+/// `[sequence, width]` of a sentence encoder.
 ///
 /// # Errors
 /// A shard that cannot be read, a sequence that the student cannot take, or what `score` refuses.
@@ -25,14 +39,19 @@ pub fn for_each_batch(
 ) -> Result<()> {
     let targets = Targets::new(cache.spec(), 1.0, true, None)?;
     let rows = RowStream::new(cache, &[], selection, Order::Stored)?;
-    for step in Prefetch::new(Steps::new(rows, targets, BATCH_TOKENS, BATCHES_READ_AT_ONCE)) {
+    let tokens = batch_tokens(cache.spec());
+    for step in Prefetch::new(Steps::new(rows, targets, tokens, TOKENS_READ_AT_ONCE.div_ceil(tokens))) {
         for batch in step?.micro_batches {
-            let mut logits = Vec::new();
-            if !batch.asked.is_empty() {
-                let computed = student.logits(&batch).and_then(|logits| logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>());
-                logits = computed.map_err(|error| Error::invalid("evaluation", "a result", error.to_string()))?;
-            }
-            score(&batch, &logits)?;
+            let computed = match cache.spec().task() {
+                Task::SentenceEmbedding => student.embeddings(&batch),
+                _ if batch.asked.is_empty() => {
+                    score(&batch, &[])?;
+                    continue;
+                }
+                _ => student.logits(&batch),
+            };
+            let answers = computed.and_then(|answers| answers.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>());
+            score(&batch, &answers.map_err(|error| Error::invalid("evaluation", "a result", error.to_string()))?)?;
         }
     }
     Ok(())

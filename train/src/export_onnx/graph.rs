@@ -3,6 +3,9 @@
 //! Linear weights are stored transposed, as MatMul takes them, under a name that says so. The word embeddings are stored once and transposed in the
 //! graph for the decoder, which the runtime does once, when it opens the model.
 
+mod heads;
+
+use super::decoder_graph;
 use crate::kernels::Activation;
 use crate::student::{Family, LayerPart, Role, StudentConfig, layout};
 use logitcache::onnx::GraphBuilder;
@@ -10,7 +13,7 @@ use logitcache::onnx::builder::{FLOAT32, INT64};
 use logitcache::onnx::written::{Attribute, Dimension};
 
 /// What a transposed weight's name ends with.
-const TRANSPOSED: &str = "_transposed";
+pub(super) const TRANSPOSED: &str = "_transposed";
 
 /// The student's parameter that a weight of the graph holds.
 pub(super) fn parameter_of(weight: &str) -> &str {
@@ -19,6 +22,9 @@ pub(super) fn parameter_of(weight: &str) -> &str {
 
 /// The graph's inputs, in order. As in optimum's exports, BERT and ALBERT take token types; a RoBERTa has one, which is built in.
 pub(super) fn input_names(config: &StudentConfig) -> Vec<&'static str> {
+    if config.decoder.is_some() {
+        return decoder_graph::INPUTS.to_vec();
+    }
     let mut names = vec!["input_ids", "attention_mask"];
     if matches!(config.family, Family::Bert | Family::Albert) {
         names.push("token_type_ids");
@@ -26,8 +32,11 @@ pub(super) fn input_names(config: &StudentConfig) -> Vec<&'static str> {
     names
 }
 
-/// The whole masked language model.
+/// The whole student, with the outputs of its task: `logits`, or the last state and the vector of a sentence encoder.
 pub(super) fn build(config: &StudentConfig) -> GraphBuilder {
+    if let Some(decoder) = &config.decoder {
+        return decoder_graph::build(config, decoder);
+    }
     let mut graph = GraphBuilder::new("main_graph");
     for name in input_names(config) {
         graph.input(name, INT64, vec![Dimension::open("batch_size"), Dimension::open("sequence_length")]);
@@ -39,8 +48,6 @@ pub(super) fn build(config: &StudentConfig) -> GraphBuilder {
         hidden = model.layer(layer.min(config.layers_with_parameters() - 1), &hidden, &bias);
     }
     model.head(&hidden);
-    let dimensions = vec![Dimension::open("batch_size"), Dimension::open("sequence_length"), Dimension::fixed(config.vocab_size)];
-    model.graph.output("logits", FLOAT32, dimensions);
     model.graph
 }
 
@@ -51,11 +58,13 @@ struct Model<'a> {
 
 impl Model<'_> {
     fn path(&self, role: Role) -> String {
-        module_path(&role.name(self.config.family))
+        let specs = layout(self.config);
+        let name = specs.iter().find(|spec| spec.role == role).map(|spec| spec.name.rsplit_once('.').map_or("", |(module, _)| module));
+        module_path(name.expect("the family's layout has the role"))
     }
 
     fn embeddings_path(&self) -> String {
-        format!("/{}/embeddings", self.config.family)
+        parent(&self.path(Role::WordEmbeddings))
     }
 
     /// The weight or bias of a role as it is stored in the student.
@@ -169,26 +178,19 @@ impl Model<'_> {
         self.linear(role(LayerPart::AttentionOutput), &mixed)
     }
 
-    fn head(&mut self, hidden: &str) {
-        let rows = self.linear(Role::HeadDense, hidden);
-        let path = parent(&self.path(Role::HeadNorm));
-        let active = self.activation(&format!("{path}/activation"), self.config.head_activation(), &rows);
-        let normalised = self.layer_norm(Role::HeadNorm, &active);
-        let path = format!("{}/decoder", self.path(Role::DecoderBias));
-        let (words, bias) = (self.parameter(Role::WordEmbeddings, false), self.parameter(Role::DecoderBias, true));
-        let words = self.graph.node(&path, "Transpose", &[&words], vec![Attribute::of_ints("perm", &[1, 0])]);
-        let product = self.graph.node(&path, "MatMul", &[&normalised, &words], vec![]);
-        self.graph.named_node(&path, "Add", &[&product, &bias], vec![], "logits");
+    fn linear(&mut self, role: Role, rows: &str) -> String {
+        let (path, product, bias) = self.product(role, rows);
+        self.graph.node(&path, "Add", &[&product, &bias], vec![])
     }
 
-    fn linear(&mut self, role: Role, rows: &str) -> String {
+    /// The module's path, the product with the weight and the bias that is still to be added.
+    fn product(&mut self, role: Role, rows: &str) -> (String, String, String) {
         let path = self.path(role);
         let specs = layout(self.config);
         let spec = specs.iter().find(|spec| spec.role == role && !spec.bias).expect("the family's layout has the role");
         let weight = self.graph.weight(&format!("{}{TRANSPOSED}", spec.name), &[spec.shape[1], spec.shape[0]]);
         let bias = self.parameter(role, true);
-        let product = self.graph.node(&path, "MatMul", &[rows, &weight], vec![]);
-        self.graph.node(&path, "Add", &[&product, &bias], vec![])
+        (path.clone(), self.graph.node(&path, "MatMul", &[rows, &weight], vec![]), bias)
     }
 
     fn layer_norm(&mut self, role: Role, rows: &str) -> String {
@@ -198,30 +200,34 @@ impl Model<'_> {
     }
 
     fn activation(&mut self, path: &str, activation: Activation, x: &str) -> String {
-        let graph = &mut self.graph;
-        match activation {
-            Activation::Relu => graph.node(path, "Relu", &[x], vec![]),
-            Activation::Silu => {
-                let gate = graph.node(path, "Sigmoid", &[x], vec![]);
-                graph.node(path, "Mul", &[x, &gate], vec![])
-            }
-            Activation::Gelu => {
-                let root = graph.scalar("/constants/root_2", std::f32::consts::SQRT_2);
-                let scaled = graph.node(path, "Div", &[x, &root], vec![]);
-                let error = graph.node(path, "Erf", &[&scaled], vec![]);
-                half_of_one_more(graph, path, x, &error)
-            }
-            Activation::GeluNew => {
-                let cubic = graph.scalar("/constants/cubic", 0.044_715);
-                let root = graph.scalar("/constants/root_2_over_pi", (2.0 / std::f64::consts::PI).sqrt() as f32);
-                let square = graph.node(path, "Mul", &[x, x], vec![]);
-                let cube = graph.node(path, "Mul", &[&square, x], vec![]);
-                let cube = graph.node(path, "Mul", &[&cube, &cubic], vec![]);
-                let sum = graph.node(path, "Add", &[x, &cube], vec![]);
-                let scaled = graph.node(path, "Mul", &[&sum, &root], vec![]);
-                let tanh = graph.node(path, "Tanh", &[&scaled], vec![]);
-                half_of_one_more(graph, path, x, &tanh)
-            }
+        activated(&mut self.graph, path, activation, x)
+    }
+}
+
+/// The activation of every number of `x`, by nodes of the module `path`.
+pub(super) fn activated(graph: &mut GraphBuilder, path: &str, activation: Activation, x: &str) -> String {
+    match activation {
+        Activation::Relu => graph.node(path, "Relu", &[x], vec![]),
+        Activation::Silu => {
+            let gate = graph.node(path, "Sigmoid", &[x], vec![]);
+            graph.node(path, "Mul", &[x, &gate], vec![])
+        }
+        Activation::Gelu => {
+            let root = graph.scalar("/constants/root_2", std::f32::consts::SQRT_2);
+            let scaled = graph.node(path, "Div", &[x, &root], vec![]);
+            let error = graph.node(path, "Erf", &[&scaled], vec![]);
+            half_of_one_more(graph, path, x, &error)
+        }
+        Activation::GeluNew => {
+            let cubic = graph.scalar("/constants/cubic", 0.044_715);
+            let root = graph.scalar("/constants/root_2_over_pi", (2.0 / std::f64::consts::PI).sqrt() as f32);
+            let square = graph.node(path, "Mul", &[x, x], vec![]);
+            let cube = graph.node(path, "Mul", &[&square, x], vec![]);
+            let cube = graph.node(path, "Mul", &[&cube, &cubic], vec![]);
+            let sum = graph.node(path, "Add", &[x, &cube], vec![]);
+            let scaled = graph.node(path, "Mul", &[&sum, &root], vec![]);
+            let tanh = graph.node(path, "Tanh", &[&scaled], vec![]);
+            half_of_one_more(graph, path, x, &tanh)
         }
     }
 }
@@ -235,7 +241,7 @@ fn half_of_one_more(graph: &mut GraphBuilder, path: &str, x: &str, y: &str) -> S
 }
 
 /// `/bert/encoder/layer.0/output` for `bert.encoder.layer.0.output`, as PyTorch's exporter writes it.
-fn module_path(name: &str) -> String {
+pub(super) fn module_path(name: &str) -> String {
     let mut path = String::new();
     for part in name.split('.') {
         path.push(if part.bytes().all(|byte| byte.is_ascii_digit()) { '.' } else { '/' });
@@ -244,38 +250,9 @@ fn module_path(name: &str) -> String {
     path
 }
 
-fn parent(path: &str) -> String {
+pub(super) fn parent(path: &str) -> String {
     path.rsplit_once('/').map_or_else(String::new, |(parent, _)| parent.to_owned())
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn modules_have_paths() {
-        assert_eq!(module_path("bert.encoder.layer.10.attention.self.query"), "/bert/encoder/layer.10/attention/self/query");
-        assert_eq!(parent("/bert/encoder/layer.10/output"), "/bert/encoder/layer.10");
-        assert_eq!(parent("/vocab_transform"), "");
-    }
-
-    #[test]
-    fn every_parameter_is_in_the_graph_once() {
-        for family in Family::ALL {
-            let config = StudentConfig {
-                family,
-                num_hidden_layers: 2,
-                type_vocab_size: usize::from(family.has_token_types()),
-                embedding_size: if family == Family::Albert { 128 } else { 768 },
-                ..StudentConfig::default()
-            };
-            let graph = build(&config);
-            let mut found: Vec<&str> = graph.weights().iter().map(|weight| parameter_of(&weight.name)).collect();
-            let specs = layout(&config);
-            let mut expected: Vec<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
-            found.sort_unstable();
-            expected.sort_unstable();
-            assert_eq!(found, expected, "{family}");
-        }
-    }
-}
+mod tests;

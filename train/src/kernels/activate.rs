@@ -70,6 +70,43 @@ pub(crate) fn activate_and_differentiate<T: Element>(x: &mut [T], gradient: &mut
         .for_each(|(x, gradient)| values_and_slopes(level, activation, x, gradient));
 }
 
+/// The activation of every number of `gate` times the number of `up` at its place, in a new buffer.
+pub(crate) fn gated_products<T: Element>(gate: &[T], up: &[T], activation: Activation) -> Vec<T> {
+    let level = Level::best();
+    let operands = gate.par_chunks(PIECE).zip_eq(up.par_chunks(PIECE));
+    filled_by_chunks(gate.len(), PIECE, operands, |y, (gate, up)| products(level, activation, gate, up, y))
+}
+
+/// The backward pass of [`gated_products`] in place: `gate` and `up` become their gradients, and `gradient`, which is that of the products,
+/// becomes the products.
+pub(crate) fn gated_slopes<T: Element>(gate: &mut [T], up: &mut [T], gradient: &mut [T], activation: Activation) {
+    let level = Level::best();
+    let operands = gate.par_chunks_mut(PIECE).zip_eq(up.par_chunks_mut(PIECE)).zip_eq(gradient.par_chunks_mut(PIECE));
+    operands.for_each(|((gate, up), gradient)| products_and_slopes(level, activation, gate, up, gradient));
+}
+
+levelled! {
+    fn products<T>(activation: Activation, gate: &[T], up: &[T], y: &mut [T]) {
+        match activation {
+            Activation::Gelu => each_product(gate, up, y, gelu),
+            Activation::GeluNew => each_product(gate, up, y, gelu_new),
+            Activation::Relu => each_product(gate, up, y, relu),
+            Activation::Silu => each_product(gate, up, y, silu),
+        }
+    }
+}
+
+levelled! {
+    fn products_and_slopes<T>(activation: Activation, gate: &mut [T], up: &mut [T], gradient: &mut [T]) {
+        match activation {
+            Activation::Gelu => each_gate(gate, up, gradient, gelu),
+            Activation::GeluNew => each_gate(gate, up, gradient, gelu_new),
+            Activation::Relu => each_gate(gate, up, gradient, relu),
+            Activation::Silu => each_gate(gate, up, gradient, silu),
+        }
+    }
+}
+
 levelled! {
     fn values<T>(activation: Activation, x: &[T], y: &mut [T]) {
         match activation {
@@ -123,6 +160,24 @@ fn each_in_place<T: Element>(x: &mut [T], gradient: &mut [T], curve: impl Fn(T) 
         let (factor, slope) = curve(*x);
         *gradient *= slope;
         *x *= factor;
+    }
+}
+
+#[inline(always)]
+fn each_product<T: Element>(gate: &[T], up: &[T], y: &mut [T], curve: impl Fn(T) -> (T, T)) {
+    for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
+        *y = *gate * curve(*gate).0 * *up;
+    }
+}
+
+#[inline(always)]
+fn each_gate<T: Element>(gate: &mut [T], up: &mut [T], gradient: &mut [T], curve: impl Fn(T) -> (T, T)) {
+    for ((gate, up), gradient) in gate.iter_mut().zip(up).zip(gradient) {
+        let (factor, slope) = curve(*gate);
+        let (value, times, arriving) = (*gate * factor, *up, *gradient);
+        *gate = arriving * times * slope;
+        *up = arriving * value;
+        *gradient = value * times;
     }
 }
 

@@ -43,6 +43,10 @@ pub enum DropoutSite {
     FeedForward(u32),
     /// After the attention's output projection of a layer, counted from 0.
     AttentionOutput(u32),
+    /// Before the first linear map of a classifier.
+    ClassifierInput,
+    /// Before the last linear map of a classifier.
+    Classifier,
 }
 
 impl DropoutSite {
@@ -52,6 +56,8 @@ impl DropoutSite {
             Self::Attention(layer) => [1, u64::from(layer)],
             Self::FeedForward(layer) => [2, u64::from(layer)],
             Self::AttentionOutput(layer) => [3, u64::from(layer)],
+            Self::ClassifierInput => [4, 0],
+            Self::Classifier => [5, 0],
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The tied decoder and the losses over the vocabulary, fused.
+//! The last linear map to the logits (a tied decoder, a classifier) and the losses over the vocabulary or the classes, fused.
 //!
 //! Logits exist for a chunk of rows at a time. Each row's losses and their gradient are computed in place, then the chunk's gradient goes
 //! through the decoder; nothing of `[rows, vocabulary]` is ever whole in memory.
@@ -8,7 +8,7 @@ use super::head_objectives::RowObjectives;
 use super::head_row::{RowLosses, RowObjective, RowTargets, differentiate_row};
 use super::level::Level;
 use super::matrix::{Matrix, Threads, add_column_sums, multiply, product};
-use super::parameter::Affine;
+use super::parameter::{Affine, ParameterRef};
 use super::precomputed::{Gradients, precomputed};
 use super::storage::{check_parameter, failure, for_dtype, rows_and_width, with_slice};
 use crate::loss::{LossParts, Normalisers, Part, StepObjective};
@@ -26,17 +26,40 @@ pub struct HeadTargets<'a> {
     pub log_probabilities: &'a [f32],
     /// `[rows]`: the teacher's largest logit; empty where no part asks for it.
     pub max_logit: &'a [f32],
-    /// `[rows]`: the original id where the row was masked, else -100.
+    /// `[rows]`: the gold answer of the row (for `mlm` the original id where it was masked), else -100.
     pub labels: &'a [i32],
+}
+
+/// The map of a row to its logits.
+#[derive(Clone, Copy)]
+struct Decoder<'a> {
+    /// `[vocabulary, width]`.
+    weight: &'a ParameterRef,
+    /// `[vocabulary]`.
+    bias: Option<&'a ParameterRef>,
 }
 
 /// The parts of the logits, of `rows` `[rows, width]` under `decoder` (`[vocabulary, width]`, `[vocabulary]`). Gives the weighted scalar tensor
 /// and the unweighted parts, sums divided by the counts of the whole step; a part of weight 0 is not computed.
 pub fn head_loss(rows: &Tensor, decoder: &Affine, targets: &HeadTargets<'_>, step: &StepObjective) -> Result<(Tensor, LossParts)> {
+    decoded_loss(rows, Decoder { weight: &decoder.weight, bias: Some(&decoder.bias) }, targets, step)
+}
+
+/// [`head_loss`] under a decoder `[vocabulary, width]` without bias.
+pub fn head_loss_without_bias(
+    rows: &Tensor,
+    weight: &ParameterRef,
+    targets: &HeadTargets<'_>,
+    step: &StepObjective,
+) -> Result<(Tensor, LossParts)> {
+    decoded_loss(rows, Decoder { weight, bias: None }, targets, step)
+}
+
+fn decoded_loss(rows: &Tensor, decoder: Decoder<'_>, targets: &HeadTargets<'_>, step: &StepObjective) -> Result<(Tensor, LossParts)> {
     let (count, width) = rows_and_width("head_loss", rows)?;
-    let vocabulary = decoder.bias.elements();
-    check_parameter("head_loss", &decoder.weight, rows.dtype(), &[vocabulary, width])?;
-    check_parameter("head_loss", &decoder.bias, rows.dtype(), &[vocabulary])?;
+    let vocabulary = decoder.weight.elements() / width;
+    check_parameter("head_loss", decoder.weight, rows.dtype(), &[vocabulary, width])?;
+    decoder.bias.iter().try_for_each(|bias| check_parameter("head_loss", bias, rows.dtype(), &[vocabulary]))?;
     let StepObjective { weights, temperature, normalisers, .. } = *step;
     check_targets(targets, count, vocabulary, &normalisers)?;
     if weights.has(Part::LogitMse) && targets.max_logit.len() != count {
@@ -45,16 +68,22 @@ pub fn head_loss(rows: &Tensor, decoder: &Affine, targets: &HeadTargets<'_>, ste
     if !(temperature.is_finite() && temperature > 0.0) {
         return Err(failure("head_loss", format!("a temperature of {temperature}")));
     }
+    let of_labels = match (weights.has(Part::Mlm), weights.has(Part::Gold)) {
+        (true, true) => return Err(failure("head_loss", "mlm and gold are of the same labels")),
+        (_, true) => Part::Gold,
+        _ => Part::Mlm,
+    };
     let objective = RowObjective {
         inverse_temperature: 1.0 / temperature,
         ce: weights.get(Part::Ce) * temperature / normalisers.asked.max(1) as f64,
-        mlm: weights.get(Part::Mlm) / normalisers.masked.max(1) as f64,
+        label_part: of_labels,
+        label: weights.get(of_labels) / normalisers.labelled.max(1) as f64,
         whole: targets.k == vocabulary,
         others: RowObjectives::new(step, vocabulary - targets.k),
     };
     for_dtype!("head_loss", rows.dtype(), T => {
         let (sums, gradients) = with_slice("head_loss", rows, |x: &[T]| run(x, width, decoder, targets, &objective, rows.track_op()))??;
-        let count = |part| if part == Part::Mlm { normalisers.masked } else { normalisers.asked };
+        let count = |part| if part == of_labels { normalisers.labelled } else { normalisers.asked };
         let values = Part::ALL.map(|part| part.temperature_factor(temperature) * sums.get(part) / count(part).max(1) as f64);
         let parts = LossParts::new(&weights, values);
         Ok((precomputed("head_loss", rows, parts.total, gradients)?, parts))
@@ -76,10 +105,10 @@ fn check_targets(targets: &HeadTargets<'_>, rows: usize, vocabulary: usize, norm
     if let Some(label) = labels.iter().find(|label| **label >= vocabulary as i32 || (**label < 0 && **label != -100)) {
         return Err(failure("head_loss", format!("label {label} in a vocabulary of {vocabulary}")));
     }
-    let masked = labels.iter().filter(|label| **label >= 0).count();
-    if rows > normalisers.asked || masked > normalisers.masked {
-        let step = format!("{} asked and {} masked rows", normalisers.asked, normalisers.masked);
-        return Err(failure("head_loss", format!("{rows} asked and {masked} masked rows in a step of {step}")));
+    let labelled = labels.iter().filter(|label| **label >= 0).count();
+    if rows > normalisers.asked || labelled > normalisers.labelled {
+        let step = format!("{} asked and {} labelled rows", normalisers.asked, normalisers.labelled);
+        return Err(failure("head_loss", format!("{rows} asked and {labelled} labelled rows in a step of {step}")));
     }
     Ok(())
 }
@@ -96,20 +125,20 @@ fn rows_per_chunk(rows: usize, vocabulary: usize) -> usize {
 fn run<T: Element>(
     x: &[T],
     width: usize,
-    decoder: &Affine,
+    decoder: Decoder<'_>,
     targets: &HeadTargets<'_>,
     objective: &RowObjective,
     tracked: bool,
 ) -> Result<(RowLosses, Option<Gradients<T>>)> {
-    let (rows, vocabulary, level) = (x.len() / width, decoder.bias.elements(), Level::best());
+    let (rows, vocabulary, level) = (x.len() / width, decoder.weight.elements() / width, Level::best());
     let chunk = rows_per_chunk(rows, vocabulary);
     let mut logits = vec![T::zero(); chunk.min(rows) * vocabulary];
     let mut sums = RowLosses::default();
     let mut row_gradients = if tracked { vec![T::zero(); x.len()] } else { Vec::new() };
     let mut weight_gradient: Vec<T> = Vec::new();
-    let mut bias_gradient = vec![T::zero(); if tracked { vocabulary } else { 0 }];
+    let mut bias_gradient = vec![T::zero(); if tracked && decoder.bias.is_some() { vocabulary } else { 0 }];
     decoder.weight.with_value(|weight: &[T]| {
-        decoder.bias.with_value(|bias: &[T]| {
+        with_bias(decoder.bias, |bias: &[T]| {
             let weight = Matrix::new(weight, vocabulary, width);
             for first in (0..rows).step_by(chunk) {
                 let count = chunk.min(rows - first);
@@ -137,9 +166,20 @@ fn run<T: Element>(
             }
         })
     })??;
-    let parameters =
-        if rows == 0 { Vec::new() } else { vec![(decoder.weight.clone(), weight_gradient), (decoder.bias.clone(), bias_gradient)] };
+    let mut parameters = Vec::new();
+    if rows > 0 {
+        parameters.push((decoder.weight.clone(), weight_gradient));
+        parameters.extend(decoder.bias.map(|bias| (bias.clone(), bias_gradient)));
+    }
     Ok((sums, tracked.then_some(Gradients { activation: row_gradients, parameters })))
+}
+
+/// Reads a bias; none is empty.
+fn with_bias<T: Element, R>(bias: Option<&ParameterRef>, read: impl FnOnce(&[T]) -> R) -> Result<R> {
+    match bias {
+        Some(bias) => bias.with_value(read),
+        None => Ok(read(&[])),
+    }
 }
 
 #[cfg(test)]

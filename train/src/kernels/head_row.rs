@@ -18,8 +18,10 @@ pub(crate) struct RowObjective {
     pub(crate) inverse_temperature: f64,
     /// weight * T^2 / asked rows, times 1 / T from the chain rule.
     pub(crate) ce: f64,
-    /// weight / masked rows.
-    pub(crate) mlm: f64,
+    /// What the labels are for: `mlm` or `gold`...
+    pub(crate) label_part: Part,
+    /// ... and its weight / labelled rows.
+    pub(crate) label: f64,
     /// Whether k is the vocabulary.
     pub(crate) whole: bool,
     /// What else is taught; `ce` then stands among it.
@@ -68,20 +70,20 @@ impl<'a> RowTargets<'a> {
 }
 
 levelled! {
-    /// One row of logits, still without bias, becomes its gradient. `kept` is a buffer for the stored ids' logits. Gives the row's KL (without
+    /// One row of logits, still without the bias (empty where there is none), becomes its gradient. `kept` is a buffer for the stored ids' logits. Gives the row's KL (without
     /// T^2) and cross-entropy.
     pub(crate) fn differentiate_row<T>(
         logits: &mut [T], bias: &[T], targets: RowTargets<'_>, objective: &RowObjective, kept: &mut Vec<T>,
     ) -> RowLosses {
         let largest = add_bias(logits, bias);
         logits.iter_mut().for_each(|logit| *logit -= largest);
-        let label = targets.label.filter(|_| objective.mlm > 0.0);
+        let label = targets.label.filter(|_| objective.label > 0.0);
         let mut losses = RowLosses::default();
         let mut of_label = T::zero(); // what exp(z) is multiplied by
         if let Some(label) = label {
             let sum = lane_sum(logits.len(), |i| logits[i].exp()).to_f64();
-            losses.set(Part::Mlm, cross_entropy(logits[label].to_f64(), sum));
-            of_label = T::from_f64(objective.mlm / sum);
+            losses.set(objective.label_part, cross_entropy(logits[label].to_f64(), sum));
+            of_label = T::from_f64(objective.label / sum);
         }
         if let Some(others) = &objective.others {
             others.teach_row(logits, largest.to_f64(), &targets, label.map(|_| of_label), kept, &mut losses);
@@ -91,16 +93,23 @@ levelled! {
             logits.iter_mut().for_each(|logit| *logit = of_label * logit.exp());
         }
         if let Some(label) = label {
-            logits[label] -= T::from_f64(objective.mlm);
+            logits[label] -= T::from_f64(objective.label);
         }
         losses
     }
 }
 
-/// Adds the bias and gives the largest logit.
+/// Adds the bias, if there is one, and gives the largest logit.
 #[inline(always)]
 fn add_bias<T: Element>(logits: &mut [T], bias: &[T]) -> T {
     let mut largest = [T::NEGATIVE_INFINITY; LANES];
+    if bias.is_empty() {
+        for logits in logits.chunks(LANES) {
+            for (logit, largest) in logits.iter().zip(&mut largest) {
+                *largest = if *logit > *largest { *logit } else { *largest };
+            }
+        }
+    }
     for (logits, bias) in logits.chunks_mut(LANES).zip(bias.chunks(LANES)) {
         for ((logit, bias), largest) in logits.iter_mut().zip(bias).zip(&mut largest) {
             *logit += *bias;

@@ -14,12 +14,17 @@
 //! | `activation`, `activate` | which function follows a linear map; it and its slope |
 //! | `linear` | x W^T + b, alone or followed by an activation, or twice as a feed-forward block |
 //! | `attention`, `self_attention` | packed variable-length attention; the block with its four projections |
-//! | `layer_norm` | LayerNorm, with the residual added on the way |
+//! | `projection`, `gated` | linear maps with or without a bias, either way round; a gated or plain feed-forward block of them |
+//! | `causal`, `causal_attention` | causal attention with grouped heads; a decoder's block of it with its projections |
+//! | `rotary` | rotary position embeddings |
+//! | `layer_norm`, `rms_norm` | LayerNorm, with the residual added on the way; RMSNorm |
 //! | `dropout` | masks that depend on (seed, step, sequence, pass, site) alone |
 //! | `gather_rows` | the rows that are asked |
 //! | `head_loss`, `head_row`, `head_objectives` | tied decoder and the losses over the vocabulary, in chunks: the default pair, any others |
 //! | `cosine` | 1 - cos against the teacher's hidden states |
 //! | `hidden_mse` | mean squared difference from the teacher's hidden states |
+//! | `pooling` | one vector for each sequence: mean, first or largest; length 1 |
+//! | `output_loss` | losses of classes that are each for themselves, and of real numbers |
 //! | `matrix`, `storage`, `precomputed` | strided GEMM; buffers; scalars that bring their gradient along |
 //!
 //! Rules that hold for all of them:
@@ -35,10 +40,13 @@ pub mod level;
 pub mod activate;
 pub mod activation;
 pub mod attention;
+mod causal;
+pub mod causal_attention;
 pub mod cosine;
 pub mod dropout;
 pub mod element;
 pub mod embeddings;
+pub mod gated;
 pub mod gather_rows;
 pub mod head_loss;
 mod head_objectives;
@@ -47,25 +55,37 @@ pub mod hidden_mse;
 pub mod layer_norm;
 pub mod linear;
 pub mod matrix;
+pub mod output_loss;
 pub mod packing;
 pub mod parameter;
+pub mod pooling;
 mod precomputed;
+pub mod projection;
 #[cfg(test)]
 pub(crate) mod proof;
+pub mod rms_norm;
+pub mod rotary;
 pub mod self_attention;
 mod storage;
 
 pub use activate::activate;
 pub use activation::Activation;
+pub use causal_attention::{CausalParameters, causal_attention};
 pub use cosine::cosine_loss;
 pub use dropout::{DropoutPlan, DropoutSite, dropout};
 pub use element::Element;
 pub use embeddings::{Lookup, embeddings};
+pub use gated::{GatedParameters, gated_feed_forward};
 pub use gather_rows::gather_rows;
-pub use head_loss::{HeadTargets, head_loss};
+pub use head_loss::{HeadTargets, head_loss, head_loss_without_bias};
 pub use hidden_mse::hidden_mse_loss;
 pub use layer_norm::{add_layer_norm, layer_norm};
 pub use linear::{feed_forward, linear, linear_activated};
+pub use output_loss::{OutputTargets, output_loss};
 pub use packing::Packing;
 pub use parameter::{Affine, Parameter, ParameterRef};
+pub use pooling::{pool, unit_length};
+pub use projection::{Projection, project};
+pub use rms_norm::rms_norm;
+pub use rotary::Rotary;
 pub use self_attention::{AttentionParameters, self_attention};

@@ -1,9 +1,10 @@
 //! What a student is taught with: the weighted total and its named parts.
 //!
 //! Each file of an objective holds it as a function of a row or of one outcome, without tensors; `kernels::head_loss` and `kernels::cosine`
-//! run them over batches. [`objective`] reads `--loss`, [`weight_schedule`] says what a part weighs at a step, [`tail`] what is made of the
+//! run them over batches. [`objective`] reads `--loss`, [`of_task`] says which parts a task has, [`weight_schedule`] says what a part weighs at a step, [`tail`] what is made of the
 //! probability that lies outside the stored ids, [`hidden_map`] which hidden states are compared.
 
+pub mod binary;
 pub mod cosine;
 pub mod cross_entropy;
 pub mod forward_kl;
@@ -12,13 +13,16 @@ pub mod hidden_map;
 pub mod jensen_shannon;
 pub mod logit_mse;
 pub mod objective;
+pub mod of_task;
 pub mod outcome;
+mod part;
 pub mod reverse_kl;
 pub mod tail;
 pub mod total_variation;
 pub mod weight_schedule;
 
 pub use objective::Objective;
+pub use part::{PARTS, Part};
 pub use tail::Tail;
 
 use serde::de::{IgnoredAny, MapAccess, Visitor};
@@ -26,96 +30,6 @@ use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::ops::AddAssign;
-
-/// A named part of the loss, in the order of [`Part::ALL`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Part {
-    /// T^2 KL(teacher || student) at the training temperature, over the asked rows.
-    Ce,
-    /// T^2 KL(student || teacher) at the training temperature, over the asked rows.
-    ReverseKl,
-    /// T^2 times the generalised Jensen-Shannon divergence at the training temperature, over the asked rows.
-    Jsd,
-    /// T times the total variation distance at the training temperature, over the asked rows.
-    Tvd,
-    /// Mean squared difference of the stored ids' logits, over the asked rows.
-    LogitMse,
-    /// Cross-entropy of the original ids at temperature 1, over the masked rows.
-    Mlm,
-    /// 1 - cos against the teacher's hidden states, over all rows.
-    Cos,
-    /// Mean squared difference of the hidden states, over all rows.
-    HiddenMse,
-}
-
-/// Number of parts.
-pub const PARTS: usize = Part::ALL.len();
-
-impl Part {
-    /// Every part, in the order in which they are written.
-    pub const ALL: [Self; 8] = [Self::Ce, Self::ReverseKl, Self::Jsd, Self::Tvd, Self::LogitMse, Self::Mlm, Self::Cos, Self::HiddenMse];
-
-    /// The name in `--loss`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Ce => "ce",
-            Self::ReverseKl => "reverse-kl",
-            Self::Jsd => "jsd",
-            Self::Tvd => "tvd",
-            Self::LogitMse => "logit-mse",
-            Self::Mlm => "mlm",
-            Self::Cos => "cos",
-            Self::HiddenMse => "hidden-mse",
-        }
-    }
-
-    /// The key of the unweighted value in `metrics.jsonl`, with its unit where it has one.
-    pub fn key(self) -> &'static str {
-        match self {
-            Self::Ce => "ce_nats",
-            Self::ReverseKl => "reverse_kl_nats",
-            Self::Jsd => "jsd_nats",
-            Self::Tvd => "tvd",
-            Self::LogitMse => "logit_mse",
-            Self::Mlm => "mlm_nats",
-            Self::Cos => "cos_distance",
-            Self::HiddenMse => "hidden_mse",
-        }
-    }
-
-    /// The unit of the value: nats, or empty where there is none.
-    pub fn unit(self) -> &'static str {
-        match self {
-            Self::Ce | Self::ReverseKl | Self::Jsd | Self::Mlm => "nats",
-            Self::Tvd | Self::LogitMse | Self::Cos | Self::HiddenMse => "",
-        }
-    }
-
-    /// What its value is multiplied by at the temperature T, so that the gradient with respect to the logits keeps its size as T grows: T^2 for
-    /// the divergences, whose gradient falls as 1 / T^2, T for the distance, and 1 for what knows no temperature.
-    pub fn temperature_factor(self, temperature: f64) -> f64 {
-        match self {
-            Self::Ce | Self::ReverseKl | Self::Jsd => temperature * temperature,
-            Self::Tvd => temperature,
-            Self::LogitMse | Self::Mlm | Self::Cos | Self::HiddenMse => 1.0,
-        }
-    }
-
-    /// Whether it is computed from the student's logits of the asked rows.
-    pub fn is_of_logits(self) -> bool {
-        !self.is_of_hidden()
-    }
-
-    /// Whether it is computed from the student's hidden states of all rows.
-    pub fn is_of_hidden(self) -> bool {
-        matches!(self, Self::Cos | Self::HiddenMse)
-    }
-
-    /// The part of a name in `--loss`.
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|part| part.name() == name)
-    }
-}
 
 /// How much each part counts at a step. A part of weight 0 is not computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -155,12 +69,14 @@ impl Weights {
 /// step does not depend on how it was cut. A count of 0 is only right where nothing is summed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Normalisers {
-    /// Asked rows: for every part of the logits but `mlm`.
+    /// Asked rows: for every part of the logits but `mlm` and `gold`.
     pub asked: usize,
-    /// Masked rows: for `mlm`.
-    pub masked: usize,
+    /// Gold answers: the masked rows for `mlm`, all there are for `gold`.
+    pub labelled: usize,
     /// All rows: for `cos` and `hidden-mse`.
     pub tokens: usize,
+    /// All sequences: for the parts of the vectors.
+    pub sequences: usize,
 }
 
 /// Everything a step's loss depends on beside the batch and the student.
@@ -177,9 +93,13 @@ pub struct StepObjective {
 }
 
 impl StepObjective {
-    /// Of step `step` (0 is the first) of `steps`.
+    /// Of step `step` (0 is the first) of `steps`. A step without a gold answer has no `gold`.
     pub fn new(objective: &Objective, (step, steps): (u64, u64), temperature: f64, normalisers: Normalisers) -> Self {
-        Self { objective: *objective, weights: objective.weights_at(step, steps), temperature, normalisers }
+        let mut weights = objective.weights_at(step, steps);
+        if normalisers.labelled == 0 {
+            weights.0[Part::Gold as usize] = 0.0;
+        }
+        Self { objective: *objective, weights, temperature, normalisers }
     }
 }
 
@@ -292,19 +212,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_and_keys_are_distinct_and_in_order() {
-        for (index, part) in Part::ALL.into_iter().enumerate() {
-            assert_eq!(part as usize, index);
-            assert_eq!(Part::from_name(part.name()), Some(part));
-            assert_eq!(part.key().ends_with("_nats"), part.unit() == "nats");
-            assert!(Part::ALL.into_iter().all(|other| other == part || (other.key() != part.key() && other.name() != part.name())));
-        }
+    fn a_step_without_gold_answers_has_no_gold() {
+        let objective: Objective = "ce=1,gold=0.5".parse().unwrap();
+        let weight = |labelled| {
+            let normalisers = Normalisers { asked: 4, labelled, ..Normalisers::default() };
+            StepObjective::new(&objective, (0, 1), 1.0, normalisers).weights.get(Part::Gold)
+        };
+        assert_eq!((weight(0), weight(3)), (0.0, 0.5));
     }
 
     #[test]
     fn parts_of_micro_batches_add_up() {
         let weights = Weights::of(&[(Part::Ce, 5.0), (Part::Mlm, 2.0), (Part::Cos, 1.0)]);
-        let parts = |ce, mlm, cos| LossParts::new(&weights, [ce, 0.0, 0.0, 0.0, 0.0, mlm, cos, 0.0]);
+        let parts = |ce, mlm, cos| LossParts::new(&weights, [ce, 0.0, 0.0, 0.0, 0.0, mlm, cos, 0.0, 0.0, 0.0, 0.0]);
         let mut sum = parts(0.5, 0.25, 0.125);
         sum += parts(0.5, 0.75, 0.375);
         assert_eq!(sum, parts(1.0, 1.0, 0.5));

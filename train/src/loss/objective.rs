@@ -5,6 +5,7 @@
 use super::weight_schedule::WeightSchedule;
 use super::{PARTS, Part, Tail, Weights};
 use logitcache::error::{Error, Result};
+use logitcache::target::Task;
 use std::fmt;
 use std::str::FromStr;
 
@@ -87,15 +88,16 @@ impl Objective {
         self.terms[Part::Jsd as usize].map_or(DEFAULT_BETA, |term| term.beta)
     }
 
-    /// What a loss of hidden states alone leaves undone; none where a part reads the logits.
-    pub fn head_note(&self) -> Option<String> {
+    /// What a loss of hidden states alone leaves undone for a student of `task`; none where a part reads its answers.
+    pub fn head_note(&self, task: Task) -> Option<String> {
         let named = self.parts().map(Part::name).collect::<Vec<_>>().join(" and ");
         let hidden = self.parts().all(Part::is_of_hidden);
-        hidden.then(|| {
-            format!(
-                "{named} alone leaves the vocabulary head at its first weights, so that its logits are not taught: add ce or mlm to --loss"
-            )
-        })
+        let (undone, parts) = match task {
+            Task::MaskedLm => ("leaves the vocabulary head at its first weights, so that its logits are not taught", "ce or mlm"),
+            Task::SentenceEmbedding => ("teaches the states and not the vectors", "embedding-cos"),
+            _ => ("leaves the head at its first weights, so that its logits are not taught", "ce, logit-mse or gold"),
+        };
+        hidden.then(|| format!("{named} alone {undone}: add {parts} to --loss"))
     }
 
     /// What the parts make of a cache with `k` of `vocabulary` ids, a line for each that is biased there; none where every id is stored.
@@ -110,7 +112,7 @@ impl Objective {
                     (format!("{} with tail {}", part.name(), tail.name()), tail.bias(part)?)
                 }
                 Part::LogitMse => (part.name().to_owned(), "it leaves the logits outside the stored ids as they are"),
-                Part::Mlm | Part::Cos | Part::HiddenMse => return None,
+                _ => return None,
             };
             Some(format!("{subject} is biased where ids are left out: {bias} (k = {k} of {vocabulary}; see train/OBJECTIVES.md)"))
         };

@@ -1,5 +1,7 @@
 //! The training curves as one self-contained SVG file that a person opens in a browser, readable on a light and on a dark page.
 
+use crate::evaluate::Figure;
+use crate::evaluate::figures::charts;
 use crate::loss::{Objective, Part};
 use crate::metrics::{EvaluationMetrics, Line, StepMetrics};
 use logitcache::error::{Error, Result};
@@ -36,9 +38,12 @@ const PINK: Colour = colour((176, 42, 120), (247, 143, 201));
 const BROWN: Colour = colour((120, 84, 50), (214, 176, 140));
 const GREY: Colour = colour((110, 118, 128), (150, 160, 170));
 
+/// Of the figures of one panel: the student's and, where it has one, the teacher's.
+const FIGURES: [(&Colour, &Colour); 3] = [(&BLUE, &GREY), (&ORANGE, &GREY), (&GREEN, &BROWN)];
+
 /// A line of a panel: `points` are (step, value).
 struct Series {
-    name: &'static str,
+    name: String,
     colour: &'static Colour,
     points: Vec<(f64, f64)>,
     dots: bool,
@@ -71,17 +76,17 @@ fn look(part: Part) -> (&'static str, &'static Colour) {
         Part::Mlm => ("masked tokens", &GREEN),
         Part::Cos => ("cosine", &PURPLE),
         Part::HiddenMse => ("hidden states", &GREY),
+        Part::Gold => ("gold labels", &GREEN),
+        Part::EmbeddingCos => ("direction of vectors", &ORANGE),
+        Part::EmbeddingMse => ("vectors", &BROWN),
     }
 }
 
 fn panels(lines: &[Line], objective: &Objective, steps: u64) -> Vec<Panel> {
-    let step = |name, colour, value: &dyn Fn(&StepMetrics) -> f64| {
+    let step = |name: &str, colour, value: &dyn Fn(&StepMetrics) -> f64| {
         let point = |line: &Line| if let Line::Step(step) = line { Some((step.step as f64, value(step))) } else { None };
+        let name = name.to_owned();
         Series { name, colour, points: lines.iter().filter_map(point).collect(), dots: false }
-    };
-    let evaluation = |name, colour, value: &dyn Fn(&EvaluationMetrics) -> f64| {
-        let point = |line: &Line| if let Line::Evaluation(found) = line { Some((found.step as f64, value(found))) } else { None };
-        Series { name, colour, points: lines.iter().filter_map(point).collect(), dots: true }
     };
     // Not a number where a part was not computed, which is not drawn.
     let part = |part: Part| {
@@ -90,20 +95,43 @@ fn panels(lines: &[Line], objective: &Objective, steps: u64) -> Vec<Panel> {
         step(name, colour, &|line| weight(line) * line.parts.get(part).unwrap_or(f64::NAN))
     };
     let parts = std::iter::once(step("total", &BLUE, &|line| line.loss)).chain(objective.parts().map(part)).collect();
-    let agreement = vec![
-        evaluation("with teacher", &BLUE, &|found| found.evaluation.student_teacher_top1),
-        evaluation("gold, student", &ORANGE, &|found| found.evaluation.student_gold_top1),
-        evaluation("gold, teacher", &GREY, &|found| found.evaluation.teacher_gold_top1),
-    ];
     let alone = |title, series| Panel { title, series: vec![series] };
-    vec![
-        Panel { title: "Loss and its weighted parts", series: parts },
-        Panel { title: "Top-1 agreement on held-out masked positions", series: agreement },
-        alone("Divergence from the teacher there, nats", evaluation("", &BLUE, &|found| found.evaluation.kl_nats)),
+    let mut panels = vec![Panel { title: "Loss and its weighted parts", series: parts }];
+    panels.extend(figure_panels(lines));
+    panels.extend([
         alone("Gradient norm before clipping", step("", &BLUE, &|line| line.gradient_norm)),
         alone("Learning rate", step("", &BLUE, &|line| line.learning_rate)),
         alone("Training tokens per second", step("", &BLUE, &|line| line.tokens_per_second)),
-    ]
+    ]);
+    panels
+}
+
+/// The charts of the evaluations' figures; of each figure as far as it was known.
+fn figure_panels(lines: &[Line]) -> Vec<Panel> {
+    let evaluations = || lines.iter().filter_map(|line| if let Line::Evaluation(found) = line { Some(found) } else { None });
+    let points = |key: &str, value: &dyn Fn(&Figure) -> Option<f64>| {
+        let point = |found: &EvaluationMetrics| {
+            let figure = found.evaluation.figures().into_iter().find(|figure| figure.key == key)?;
+            Some((found.step as f64, value(&figure)?))
+        };
+        evaluations().filter_map(point).collect::<Vec<_>>()
+    };
+    let last = evaluations().next_back().map_or_else(Vec::new, |last| last.evaluation.figures());
+    let panel = |(title, figures): (&'static str, Vec<(&'static str, Figure)>)| {
+        let mut series = Vec::new();
+        for (number, (name, figure)) in figures.into_iter().enumerate() {
+            let (colour, teacher) = FIGURES[number % FIGURES.len()];
+            let of_both = figure.teacher.is_some();
+            let called = if of_both { format!("{name}, student") } else { name.to_owned() };
+            series.push(Series { name: called, colour, points: points(figure.key, &|figure| Some(figure.student)), dots: true });
+            if of_both {
+                let points = points(figure.key, &|figure| figure.teacher);
+                series.push(Series { name: format!("{name}, teacher"), colour: teacher, points, dots: true });
+            }
+        }
+        Panel { title, series }
+    };
+    charts(&last).into_iter().map(panel).collect()
 }
 
 type Drawn = std::result::Result<(), DrawingAreaErrorKind<std::io::Error>>;
@@ -170,7 +198,7 @@ fn draw_legend(area: &DrawingArea<SVGBackend<'_>, Shift>, panel: &Panel) -> Draw
     let mut x = 16;
     for series in &panel.series {
         area.draw(&PathElement::new(vec![(x, 36), (x + 14, 36)], series.colour.light.stroke_width(3)))?;
-        area.draw(&Text::new(series.name, (x + 19, 29), (FONT, 15).into_font().color(&series.colour.light)))?;
+        area.draw(&Text::new(series.name.clone(), (x + 19, 29), (FONT, 15).into_font().color(&series.colour.light)))?;
         // An SVG leaves the font to the viewer, so the width of a text is an estimate, on the wide side.
         x += 36 + 7 * series.name.chars().count() as i32;
     }
@@ -209,7 +237,8 @@ fn for_both_pages(svg: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::evaluate::Evaluation;
+    use crate::evaluate::masked_lm::MaskedLm;
+    use crate::evaluate::{Evaluation, Measures};
     use crate::loss::PartValues;
 
     fn lines() -> Vec<Line> {
@@ -228,8 +257,9 @@ mod tests {
             }
             if step % 100 == 0 {
                 let (student_teacher_top1, kl_nats) = (0.93 - 0.14 * (-4.0 * x).exp(), 0.19 + 0.6 * (-4.0 * x).exp());
-                let golds = Evaluation { teacher_gold_top1: 0.91, student_gold_top1: student_teacher_top1 - 0.03, ..Evaluation::default() };
-                let evaluation = Evaluation { student_teacher_top1, kl_nats, ..golds };
+                let golds = MaskedLm { teacher_gold_top1: 0.91, student_gold_top1: student_teacher_top1 - 0.03, ..MaskedLm::default() };
+                let measures = Measures::MaskedLm(MaskedLm { student_teacher_top1, kl_nats, ..golds });
+                let evaluation = Evaluation { sequences: 7, measures };
                 lines.push(Line::Evaluation(EvaluationMetrics { step, epoch: x, evaluation, evaluation_seconds: 1.0, elapsed_seconds: x }));
             }
         }
@@ -242,6 +272,7 @@ mod tests {
         for panel in panels(&lines(), &Objective::default(), 300) {
             assert!(svg.contains(panel.title), "no panel {}", panel.title);
         }
+        assert!(panels(&lines(), &Objective::default(), 300).len() == 6 && svg.contains("gold, teacher"));
         assert!(svg.contains("prefers-color-scheme:dark"));
         assert_eq!(svg.matches("http").count(), 1, "the name space alone");
     }

@@ -4,6 +4,8 @@ mod charts;
 mod curves;
 mod page;
 mod tables;
+#[cfg(test)]
+mod tests;
 
 pub use curves::{CURVES_FILE, draw};
 pub use page::{REPORT_FILE, page};

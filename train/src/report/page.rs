@@ -1,5 +1,7 @@
 //! `report.html`: one page without outside resources, for light and dark, wide and narrow.
 
+use crate::evaluate::figures::charts;
+use crate::evaluate::{Evaluation, FullEvaluation};
 use crate::loss::Part;
 use crate::report::charts::{calibration, over_steps, points};
 use crate::report::{escape, tables};
@@ -41,8 +43,10 @@ pub fn page(
     );
     let state = if run["finished"] == true { "finished" } else { "not finished" };
     text.push_str(&format!("<p>{} steps, {state}.</p>\n", run["completed_steps"]));
+    // An evaluation of another program's making is shown as far as it is understood.
+    let full = evaluation.and_then(|found| serde_json::from_value::<FullEvaluation>(found.clone()).ok());
     text.push_str("<h2>Teacher against student</h2>\n");
-    text.push_str(&tables::comparison(summary, evaluation, speed));
+    text.push_str(&tables::comparison(summary, full.as_ref(), speed));
     match speed {
         None => text.push_str("<p>Forward times were not measured: <code>precompute time TEACHER STUDENT --out speed.json</code>.</p>\n"),
         Some(speed) => text.push_str(&format!(
@@ -60,12 +64,8 @@ pub fn page(
     }
     text.push_str(&format!("<h2>Curves</h2>\n<div class=\"charts\">\n{}</div>\n", curves(lines)));
     if let Some(found) = evaluation {
-        text.push_str("<h2>Calibration</h2>\n<p>On the dashed line a model is right as often as it says.</p>\n");
-        text.push_str(&calibration(found));
-        text.push_str("<h2>By original token</h2>\n");
-        text.push_str(&tables::classes(found));
-        text.push_str("<h2>Where they disagree most</h2>\n");
-        text.push_str(&tables::disagreements(found));
+        let what = full.as_ref().map_or("class", FullEvaluation::what_classes_are);
+        text.push_str(&details(found, what));
     } else {
         text.push_str("<p>No evaluation: nothing was held out.</p>\n");
     }
@@ -74,25 +74,55 @@ pub fn page(
     text + "</body></html>\n"
 }
 
+/// What there is of an evaluation beside its figures.
+fn details(found: &Value, what_classes_are: &str) -> String {
+    let mut text = String::new();
+    if found["student_calibration"].is_object() {
+        text.push_str("<h2>Calibration</h2>\n<p>On the dashed line a model is right as often as it says.</p>\n");
+        text.push_str(&calibration(found));
+    }
+    for (key, what) in [("classes", what_classes_are), ("entities", "type of entity")] {
+        if found[key].is_object() {
+            text.push_str(&format!("<h2>By {what}</h2>\n{}", tables::classes(&found[key], what)));
+        }
+    }
+    if found["disagreements"].as_array().is_some_and(|places| !places.is_empty()) {
+        text.push_str(&format!("<h2>Where they disagree most</h2>\n{}", tables::disagreements(found)));
+    }
+    text
+}
+
+/// A chart over the steps for each of the evaluations' charts; of the teacher's own figures where it has any.
+fn evaluation_charts(lines: &[Value], last_step: f64) -> Vec<String> {
+    let mut known = lines.iter().rev().filter(|line| line["kind"] == "evaluation");
+    let Some(last) = known.find_map(|line| serde_json::from_value::<Evaluation>(line.clone()).ok()) else { return Vec::new() };
+    let draw = |(title, figures): (&str, Vec<(&str, crate::evaluate::Figure)>)| {
+        let mut series = Vec::new();
+        for (name, figure) in figures {
+            let teacher = figure.teacher_key.filter(|_| figure.teacher.is_some());
+            let called = if teacher.is_some() { format!("{name}, student") } else { name.to_owned() };
+            series.push((called, points(lines, "evaluation", figure.key)));
+            series.extend(teacher.map(|key| (format!("{name}, teacher"), points(lines, "evaluation", key))));
+        }
+        over_steps(title, series, last_step)
+    };
+    charts(&last.figures()).into_iter().map(draw).collect()
+}
+
 fn curves(lines: &[Value]) -> String {
     let last = lines.iter().filter_map(|line| line["step"].as_f64()).fold(1.0, f64::max);
     let one = |title: &str, kind: &str, key: &str| over_steps(title, vec![(title.to_owned(), points(lines, kind, key))], last);
     let step = lines.iter().find(|line| line["kind"] == "step").and_then(Value::as_object);
     let parts = step.into_iter().flatten().map(|(key, _)| key.as_str()).filter(|key| !NOT_PARTS.contains(key));
     let parts = parts.map(|key| (label(key), points(lines, "step", key))).collect();
-    let shares =
-        [("student with teacher", "student_teacher_top1"), ("gold, student", "student_gold_top1"), ("gold, teacher", "teacher_gold_top1")];
-    let shares = shares.map(|(name, key)| (name.to_owned(), points(lines, "evaluation", key))).to_vec();
-    [
-        one("Total loss, weighted", "step", "loss"),
-        over_steps("Parts of the loss, before their weights", parts, last),
-        over_steps("Top-1 agreement on held-out masked positions", shares, last),
-        one("Divergence from the teacher there, nats", "evaluation", "kl_nats"),
+    let mut all = vec![one("Total loss, weighted", "step", "loss"), over_steps("Parts of the loss, before their weights", parts, last)];
+    all.extend(evaluation_charts(lines, last));
+    all.extend([
         one("Gradient norm before clipping", "step", "gradient_norm"),
         one("Learning rate", "step", "learning_rate"),
         one("Training tokens per second", "step", "tokens_per_second"),
-    ]
-    .concat()
+    ]);
+    all.concat()
 }
 
 /// A part of the loss by its key in the log, for a person: its name in `--loss`, what it is, its unit.
@@ -106,6 +136,9 @@ fn label(key: &str) -> String {
         Some(Part::Mlm) => "mlm: original tokens, nats",
         Some(Part::Cos) => "cos: 1 − cosine of hidden states",
         Some(Part::HiddenMse) => "hidden-mse: squared difference of hidden states",
+        Some(Part::Gold) => "gold: gold labels, nats (squared error of numbers)",
+        Some(Part::EmbeddingCos) => "embedding-cos: 1 − cosine of vectors",
+        Some(Part::EmbeddingMse) => "embedding-mse: squared difference of vectors",
         None => key,
     };
     meaning.to_owned()

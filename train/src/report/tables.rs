@@ -1,5 +1,6 @@
 //! The page's tables. Each scrolls within its own box where the screen is narrow.
 
+use crate::evaluate::FullEvaluation;
 use crate::report::escape;
 use serde_json::Value;
 
@@ -35,27 +36,19 @@ pub(super) fn settings(run: &Value) -> String {
 }
 
 /// Teacher against student; the first model of `speed` is taken for the teacher, the last for the student.
-pub(super) fn comparison(summary: Option<&Value>, evaluation: Option<&Value>, speed: Option<&Value>) -> String {
+pub(super) fn comparison(summary: Option<&Value>, evaluation: Option<&FullEvaluation>, speed: Option<&Value>) -> String {
     let none = || "–".to_owned();
     let mut rows: Vec<Vec<String>> = Vec::new();
     if let Some(summary) = summary {
         rows.push(vec!["parameters".to_owned(), whole(&summary["teacher_parameters"]), whole(&summary["student_parameters"])]);
     }
     if let Some(found) = evaluation {
-        let four = |key: &str| number(&found[key], 4);
-        rows.push(vec!["gold top-1".to_owned(), four("teacher_gold_top1"), four("student_gold_top1")]);
-        rows.push(vec!["top-1 agreement".to_owned(), none(), four("student_teacher_top1")]);
-        rows.push(vec!["teacher's best in student's 5".to_owned(), none(), four("teacher_top1_in_student_top5")]);
-        rows.push(vec!["overlap of the 5 best".to_owned(), none(), four("top5_overlap")]);
-        rows.push(vec!["KL at temperature 1, nats".to_owned(), none(), four("kl_nats")]);
-        rows.push(vec![
-            "perplexity where the gold token is stored".to_owned(),
-            four("teacher_perplexity"),
-            four("student_perplexity_there"),
-        ]);
-        rows.push(vec!["perplexity, all masked positions".to_owned(), none(), four("student_perplexity")]);
-        let error = |key: &str| number(&found[key]["ece"], 4);
-        rows.push(vec!["calibration error (ECE)".to_owned(), error("teacher_calibration"), error("student_calibration")]);
+        let four = |value: f64| format!("{value:.4}");
+        let (count, what) = found.evaluation.count();
+        for figure in found.figures() {
+            rows.push(vec![escape(figure.title), figure.teacher.map_or_else(none, four), four(figure.student)]);
+        }
+        rows.push(vec![format!("held-out {what}"), none(), whole(&count.into())]);
     }
     let models = speed.and_then(|speed| speed["models"].as_array());
     if let Some((Some(teacher), Some(student))) = models.filter(|models| models.len() > 1).map(|models| (models.first(), models.last())) {
@@ -79,17 +72,19 @@ pub(super) fn comparison(summary: Option<&Value>, evaluation: Option<&Value>, sp
     table(&["", "teacher", "student"], &rows, true)
 }
 
-pub(super) fn classes(evaluation: &Value) -> String {
-    let rows = evaluation["classes"]["rows"].as_array().into_iter().flatten().map(|class| {
+/// Scores of both models by class; `what` says what a class is.
+pub(super) fn classes(classes: &Value, what: &str) -> String {
+    let rows = classes["rows"].as_array().into_iter().flatten().map(|class| {
         let mut row = vec![format!("<code>{}</code>", escape(class["token"].as_str().unwrap_or_default())), whole(&class["support"])];
         for model in ["student", "teacher"] {
             row.extend(["precision", "recall", "f1"].map(|key| number(&class[model][key], 3)));
         }
         row
     });
-    let head = ["token", "support", "precision, student", "recall", "F1", "precision, teacher", "recall", "F1"];
-    let (total, listed) = (whole(&evaluation["classes"]["total"]), whole(&evaluation["classes"]["listed"]));
-    format!("<p>{listed} of {total} original tokens, the most frequent first.</p>") + &table(&head, &rows.collect::<Vec<_>>(), true)
+    let head = [what, "support", "precision, student", "recall", "F1", "precision, teacher", "recall", "F1"];
+    let (total, listed) = (whole(&classes["total"]), whole(&classes["listed"]));
+    let note = if total == listed { String::new() } else { format!("<p>{listed} of {total}, the most frequent first.</p>") };
+    note + &table(&head, &rows.collect::<Vec<_>>(), true)
 }
 
 pub(super) fn disagreements(evaluation: &Value) -> String {

@@ -4,9 +4,11 @@
 //! `config.json` that `transformers` builds the family's masked language model from.
 
 use super::config_file::Keys;
+use super::decoder::{DecoderConfig, settings};
 use super::family::Family;
 use crate::kernels::Activation;
 use logitcache::error::{Error, Result};
+use logitcache::target::{Pooling, Problem, Task};
 use std::path::Path;
 
 /// Added to a variance before its root is taken where nothing is said; DistilBERT has no setting for it.
@@ -15,9 +17,23 @@ pub const LAYER_NORM_EPSILON: f64 = 1e-12;
 /// The width of an ALBERT's embeddings where neither the teacher nor a flag says it (Lan et al. 2020).
 pub const ALBERT_EMBEDDING_SIZE: usize = 128;
 
-/// The settings of a masked language model.
+/// The settings of a student.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StudentConfig {
+    /// What it answers.
+    pub task: Task,
+    /// Length of a classifier's logits row; 0 for the other tasks.
+    pub classes: usize,
+    /// What a sequence classifier's logits mean; none for the other tasks.
+    pub problem: Option<Problem>,
+    /// By id, the names of a classifier's classes; empty for the other tasks.
+    pub class_names: Vec<String>,
+    /// How a sentence encoder's vector is made of its last hidden states; [`Pooling::Mean`] for the other tasks.
+    pub pooling: Pooling,
+    /// Whether a sentence encoder's vector is scaled to length 1; false for the other tasks.
+    pub normalized: bool,
+    /// Width of a sentence encoder's vector where a linear map follows the pooling; 0 where none does, and for the other tasks.
+    pub embedding_output: usize,
     /// Whose names and wiring it has.
     pub family: Family,
     /// Rows of the word embeddings, and the length of a logits row.
@@ -48,12 +64,21 @@ pub struct StudentConfig {
     pub initializer_range: f64,
     /// The padding token, whose word embedding starts as zero; no row of a packed batch holds it. A RoBERTa's positions count from it.
     pub pad_token_id: Option<u32>,
+    /// What a decoder has besides; `None` for an encoder.
+    pub decoder: Option<DecoderConfig>,
 }
 
 impl Default for StudentConfig {
     /// The published DistilBERT (base, uncased).
     fn default() -> Self {
         Self {
+            task: Task::MaskedLm,
+            classes: 0,
+            problem: None,
+            class_names: Vec::new(),
+            pooling: Pooling::Mean,
+            normalized: false,
+            embedding_output: 0,
             family: Family::DistilBert,
             vocab_size: 30_522,
             hidden_size: 768,
@@ -69,6 +94,7 @@ impl Default for StudentConfig {
             attention_dropout: 0.1,
             initializer_range: 0.02,
             pad_token_id: Some(0),
+            decoder: None,
         }
     }
 }
@@ -91,6 +117,8 @@ pub struct Overrides {
     pub embedding_size: Option<usize>,
     /// Whether first weights are taken that an ALBERT's narrower embeddings could not take.
     pub wide_embedding: bool,
+    /// A Llama's heads of keys and values. `None`: the teacher's where they divide the heads, else as many as there are heads.
+    pub key_value_heads: Option<usize>,
     /// The activation.
     pub activation: Option<Activation>,
     /// Share of activations dropped.
@@ -109,6 +137,13 @@ impl StudentConfig {
     pub fn from_teacher(path: &Path, overrides: &Overrides) -> Result<Self> {
         let teacher = Self::read_teachers(path, overrides.activation)?;
         let family = overrides.family;
+        if family.is_decoder() {
+            return settings::from_teacher(teacher, overrides, path);
+        }
+        if teacher.decoder.is_some() {
+            let (expected, remedy) = ("an encoder, to teach one", "choose --family llama or gpt2");
+            return Err(Error::data(path, "model_type", expected, teacher.family.name(), remedy));
+        }
         let hidden_size = overrides.hidden_size.unwrap_or(teacher.hidden_size);
         let teachers_embedding = (teacher.family == Family::Albert).then_some(teacher.embedding_size);
         let default_embedding = match family {
@@ -141,12 +176,29 @@ impl StudentConfig {
         Self::read_teachers(path, Some(Activation::Gelu))
     }
 
+    /// The family that a `config.json` names; `None` for a model of another kind.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or whose `model_type` is no text.
+    pub fn family_in(path: &Path) -> Result<Option<Family>> {
+        Ok(Family::of_model_type(&Keys::open(path)?.model_type()?))
+    }
+
+    /// By id, the names that a classifier's `config.json` gives its `classes` classes; `LABEL_0`, `LABEL_1`, ... where it has no `id2label`.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or that names other classes than those.
+    pub fn class_names_in(path: &Path, classes: usize) -> Result<Vec<String>> {
+        Keys::open(path)?.class_names(Some(classes))
+    }
+
     fn read_teachers(path: &Path, activation: Option<Activation>) -> Result<Self> {
         let keys = Keys::open(path)?;
         keys.config(Family::of_model_type(&keys.model_type()?).unwrap_or(Family::Bert), activation)
     }
 
-    /// A student's own `config.json`, of the family that its `model_type` names.
+    /// A student's own `config.json`, of the family that its `model_type` names and for the task of its `architectures`; a sentence encoder's
+    /// further files lie beside it.
     ///
     /// # Errors
     /// As [`from_teacher`](Self::from_teacher); a `model_type` that is no family's.
@@ -156,7 +208,8 @@ impl StudentConfig {
             |field: &str, expected: &str, found: &str| Error::data(path, field, expected, found, "give a directory written by train");
         let model_type = keys.model_type()?;
         let family = model_type.parse().map_err(|expected: String| refuse("model_type", &expected, &model_type))?;
-        let config = keys.config(family, None)?;
+        let mut config = keys.config(family, None)?;
+        keys.read_task(&mut config)?;
         config.check().map_err(|error| match error {
             Error::Invalid { field, expected, found } => refuse(&field, &expected, &found),
             other => other,
@@ -185,11 +238,12 @@ impl StudentConfig {
                 return Err(Error::invalid(field, "1 to 4294967295", count.to_string()));
             }
         }
-        if !self.hidden_size.is_multiple_of(self.num_attention_heads) {
+        if self.decoder.is_none() && !self.hidden_size.is_multiple_of(self.num_attention_heads) {
             let expected = format!("a divisor of hidden_size = {}", self.hidden_size);
             return Err(Error::invalid("num_attention_heads", expected, self.num_attention_heads.to_string()));
         }
         self.check_family()?;
+        self.check_task()?;
         for (field, share) in [("dropout", self.dropout), ("attention_dropout", self.attention_dropout)] {
             if !(0.0..1.0).contains(&share) {
                 return Err(Error::invalid(field, "a share of at least 0 and below 1", share.to_string()));
@@ -209,6 +263,12 @@ impl StudentConfig {
     /// What one family asks and another does not.
     fn check_family(&self) -> Result<()> {
         let family = self.family;
+        if family.is_decoder() || self.decoder.is_some() {
+            return self.check_decoder();
+        }
+        if self.task == Task::CausalLm {
+            return Err(Error::invalid("task", format!("another for the family {family}, whose tokens see those after them"), "causal-lm"));
+        }
         if family != Family::Albert && self.embedding_size != self.hidden_size {
             let expected = format!("hidden_size = {} for the family {family}", self.hidden_size);
             return Err(Error::invalid("embedding_size", expected, self.embedding_size.to_string()));
@@ -232,9 +292,40 @@ impl StudentConfig {
         Ok(())
     }
 
+    /// What one task asks and another does not.
+    fn check_task(&self) -> Result<()> {
+        let task = self.task;
+        let classifies = matches!(task, Task::SequenceClassification | Task::TokenClassification);
+        if classifies != (self.classes > 0) || self.class_names.len() != self.classes || self.classes > u32::MAX as usize {
+            let expected = if classifies { "1 to 4294967295, each with a name," } else { "0" };
+            let found = format!("{} with {} names", self.classes, self.class_names.len());
+            return Err(Error::invalid("classes", format!("{expected} for {task}"), found));
+        }
+        if self.problem.is_some() != (task == Task::SequenceClassification) {
+            let expected = format!("one exactly for {}", Task::SequenceClassification);
+            return Err(Error::invalid("problem", expected, format!("{:?} for {task}", self.problem)));
+        }
+        let of_vectors = self.embedding_output > 0 || self.normalized || self.pooling != Pooling::Mean;
+        if (of_vectors && task != Task::SentenceEmbedding) || self.embedding_output > u32::MAX as usize {
+            let found = format!("{} for {task}", self.embedding_output);
+            return Err(Error::invalid("embedding_output", format!("a pooled vector only for {}", Task::SentenceEmbedding), found));
+        }
+        Ok(())
+    }
+
+    /// Length of a row of its answers: of logits, or a sentence encoder's vector.
+    pub fn output_size(&self) -> usize {
+        match self.task {
+            Task::MaskedLm | Task::CausalLm => self.vocab_size,
+            Task::SequenceClassification | Task::TokenClassification => self.classes,
+            Task::SentenceEmbedding if self.embedding_output == 0 => self.hidden_size,
+            Task::SentenceEmbedding => self.embedding_output,
+        }
+    }
+
     /// Width of one attention head.
     pub fn head_size(&self) -> usize {
-        self.hidden_size / self.num_attention_heads
+        self.decoder.as_ref().map_or(self.hidden_size / self.num_attention_heads, |decoder| decoder.head_width)
     }
 
     /// Layers that have parameters of their own: one for an ALBERT, all for the others.
@@ -254,106 +345,4 @@ impl StudentConfig {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const TEACHER: &str = r#"{"model_type": "bert", "hidden_act": "gelu", "vocab_size": 591, "hidden_size": 256, "num_hidden_layers": 12,
-        "num_attention_heads": 4, "intermediate_size": 512, "max_position_embeddings": 512, "hidden_dropout_prob": 0.2, "pad_token_id": 3}"#;
-
-    fn teacher(text: &str, overrides: &Overrides) -> Result<StudentConfig> {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("config.json");
-        std::fs::write(&path, text).unwrap();
-        StudentConfig::from_teacher(&path, overrides)
-    }
-
-    #[test]
-    fn a_teacher_gives_its_shape_and_half_its_layers() {
-        let config = teacher(TEACHER, &Overrides::default()).unwrap();
-        assert_eq!(
-            (config.vocab_size, config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.intermediate_size),
-            (591, 256, 6, 4, 512)
-        );
-        assert_eq!((config.dropout, config.attention_dropout, config.initializer_range, config.pad_token_id), (0.2, 0.1, 0.02, Some(3)));
-        assert_eq!(config.head_size(), 64);
-    }
-
-    #[test]
-    fn overrides_win() {
-        let overrides = Overrides {
-            num_hidden_layers: Some(3),
-            hidden_size: Some(96),
-            num_attention_heads: Some(6),
-            intermediate_size: Some(100),
-            dropout: Some(0.0),
-            attention_dropout: Some(0.3),
-            ..Overrides::default()
-        };
-        let config = teacher(TEACHER, &overrides).unwrap();
-        assert_eq!((config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.intermediate_size), (3, 96, 6, 100));
-        assert_eq!((config.dropout, config.attention_dropout), (0.0, 0.3));
-    }
-
-    #[test]
-    fn a_written_configuration_reads_back() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("config.json");
-        for family in Family::ALL {
-            let overrides = Overrides { family, dropout: Some(0.0), activation: Some(Activation::Silu), ..Default::default() };
-            let config = teacher(&TEACHER.replace("\"pad", "\"layer_norm_eps\": 1e-5, \"pad"), &overrides).unwrap();
-            assert_eq!(config.layer_norm_eps, if family == Family::DistilBert { 1e-12 } else { 1e-5 });
-            let padless = StudentConfig { pad_token_id: None, ..config.clone() };
-            for config in [config, padless].into_iter().filter(|config| config.check().is_ok()) {
-                std::fs::write(&path, config.to_json()).unwrap();
-                assert_eq!(StudentConfig::read(&path).unwrap(), config);
-            }
-        }
-        std::fs::write(&path, TEACHER.replace("bert", "electra")).unwrap();
-        let message = StudentConfig::read(&path).unwrap_err().to_string();
-        assert!(message.contains("model_type: expected one of distilbert, bert, roberta, albert, found electra"), "{message}");
-    }
-
-    #[test]
-    fn a_student_of_another_family_takes_sequences_as_long_as_the_teachers() {
-        let rows = |text: &str, family| teacher(text, &Overrides { family, ..Default::default() }).unwrap().max_position_embeddings;
-        let roberta =
-            TEACHER.replace("\"bert\"", "\"xlm-roberta\"").replace("512, \"hidden_d", "514, \"hidden_d").replace("_id\": 3", "_id\": 1");
-        assert_eq!((rows(TEACHER, Family::Bert), rows(TEACHER, Family::Roberta)), (512, 516));
-        assert_eq!((rows(&roberta, Family::DistilBert), rows(&roberta, Family::Roberta)), (512, 514));
-    }
-
-    #[test]
-    fn an_alberts_embeddings_are_as_wide_as_its_teachers_or_the_published_ones() {
-        let width = |text: &str, overrides: Overrides| teacher(text, &overrides).map(|config| config.embedding_size);
-        let albert = TEACHER.replace("\"bert\"", "\"albert\"").replace("\"vocab", "\"embedding_size\": 32, \"vocab");
-        let of = |family| Overrides { family, ..Default::default() };
-        assert_eq!(width(&albert, of(Family::Albert)).unwrap(), 32);
-        assert_eq!(width(TEACHER, of(Family::Albert)).unwrap(), ALBERT_EMBEDDING_SIZE);
-        assert_eq!(width(TEACHER, Overrides { wide_embedding: true, ..of(Family::Albert) }).unwrap(), 256);
-        let narrow = Overrides { hidden_size: Some(64), ..of(Family::Albert) };
-        assert_eq!(width(TEACHER, narrow).unwrap(), 64);
-        let bert = Overrides { embedding_size: Some(32), ..of(Family::Bert) };
-        assert!(width(TEACHER, bert).unwrap_err().to_string().contains("embedding_size: expected hidden_size = 256 for the family bert"));
-    }
-
-    #[test]
-    fn another_activation_is_refused_by_name() {
-        let message = teacher(&TEACHER.replace("\"gelu\"", "\"gelu_10\""), &Overrides::default()).unwrap_err().to_string();
-        assert!(message.contains("hidden_act: expected one of gelu, gelu_new, relu, silu, found \"gelu_10\""), "{message}");
-    }
-
-    #[test]
-    fn keys_that_are_missing_or_of_another_kind_are_named() {
-        let message = |from: &str, to: &str| teacher(&TEACHER.replace(from, to), &Overrides::default()).unwrap_err().to_string();
-        assert!(message("\"vocab_size\": 591,", "").contains("vocab_size: expected a whole number above 0, found no such key"));
-        assert!(message("\"hidden_size\": 256", "\"hidden_size\": \"wide\"").contains("hidden_size: expected a whole number above 0"));
-        assert!(message("\"pad_token_id\": 3", "\"pad_token_id\": 591").contains("pad_token_id: expected an id below vocab_size = 591"));
-        assert!(message("\"hidden_dropout_prob\": 0.2", "\"hidden_dropout_prob\": 1").contains("dropout: expected a share"));
-    }
-
-    #[test]
-    fn heads_must_divide_the_width() {
-        let message = teacher(TEACHER, &Overrides { num_attention_heads: Some(5), ..Default::default() }).unwrap_err().to_string();
-        assert!(message.contains("num_attention_heads: expected a divisor of hidden_size = 256, found 5"), "{message}");
-    }
-}
+mod tests;

@@ -1,6 +1,9 @@
 //! A model's `config.json`: read under either DistilBERT's key names or BERT's, and written for `transformers`.
 
+mod task;
+
 use super::config::{LAYER_NORM_EPSILON, StudentConfig};
+use super::decoder::settings;
 use super::family::Family;
 use crate::kernels::Activation;
 use logitcache::error::{Error, Result};
@@ -8,10 +11,10 @@ use serde_json::{Map, Value, json};
 use std::path::Path;
 
 impl StudentConfig {
-    /// The text of a `config.json` that `transformers` reads as the family's masked language model. Keys in alphabetical order.
+    /// The text of a `config.json` that `transformers` reads as the family's model for the task. Keys in alphabetical order.
     pub fn to_json(&self) -> String {
         let mut value = json!({
-            "architectures": [self.family.architecture()],
+            "architectures": [self.family.architecture(self.task)],
             "dtype": "float32",
             "initializer_range": self.initializer_range,
             "max_position_embeddings": self.max_position_embeddings,
@@ -21,6 +24,7 @@ impl StudentConfig {
             "vocab_size": self.vocab_size,
         });
         let own = match self.family {
+            _ if self.decoder.is_some() => self.decoder.as_ref().map_or(Value::Null, |decoder| self.decoder_json(decoder)),
             Family::DistilBert => json!({
                 "activation": self.activation.name(),
                 "attention_dropout": self.attention_dropout,
@@ -45,7 +49,7 @@ impl StudentConfig {
             }),
         };
         let alberts = json!({"embedding_size": self.embedding_size, "inner_group_num": 1, "num_hidden_groups": 1});
-        let more = [Some(own), (self.family == Family::Albert).then_some(alberts)];
+        let more = [Some(own), (self.family == Family::Albert).then_some(alberts), self.task_keys()];
         if let Value::Object(keys) = &mut value {
             keys.extend(more.into_iter().flatten().filter_map(|more| more.as_object().cloned()).flatten());
         }
@@ -59,7 +63,7 @@ pub(super) struct Keys<'a> {
     map: Map<String, Value>,
 }
 
-const REMEDY: &str = "give the config.json of a BERT, DistilBERT, RoBERTa or ALBERT model";
+const REMEDY: &str = "give the config.json of a BERT, DistilBERT, RoBERTa, ALBERT, Llama or GPT-2 model";
 
 impl<'a> Keys<'a> {
     pub(super) fn open(path: &'a Path) -> Result<Self> {
@@ -75,14 +79,13 @@ impl<'a> Keys<'a> {
 
     /// The model as a family's; `activation` replaces the file's.
     pub(super) fn config(&self, family: Family, activation: Option<Activation>) -> Result<StudentConfig> {
+        if family.is_decoder() {
+            return settings::read(self, family, activation);
+        }
         let default = if family == Family::Albert { Activation::GeluNew } else { Activation::Gelu };
         let activation = match activation {
             Some(activation) => activation,
-            None => {
-                let (key, name) = self.text(&["activation", "hidden_act"], default.name())?;
-                let remedy = "choose the student's with --activation: copied layers then begin with another function than the teacher's";
-                name.parse().map_err(|expected: String| Error::data(self.path, key, expected, format!("\"{name}\""), remedy))?
-            }
+            None => self.activation(&["activation", "hidden_act"], default)?,
         };
         let hidden_size = self.count(&["dim", "hidden_size"])?;
         let dropout = if family == Family::Albert { 0.0 } else { 0.1 };
@@ -110,7 +113,50 @@ impl<'a> Keys<'a> {
             attention_dropout: self.real(&["attention_dropout", "attention_probs_dropout_prob"], dropout)?,
             initializer_range: self.real(&["initializer_range"], 0.02)?,
             pad_token_id: self.token("pad_token_id", if family == Family::Roberta { 1 } else { 0 })?,
+            ..StudentConfig::default()
         })
+    }
+
+    pub(super) fn activation(&self, names: &[&str], default: Activation) -> Result<Activation> {
+        let (key, name) = self.text(names, default.name())?;
+        let remedy = "choose the student's with --activation: copied layers then begin with another function than the teacher's";
+        name.parse().map_err(|expected: String| Error::data(self.path, key, expected, format!("\"{name}\""), remedy))
+    }
+
+    /// Whether a key is there and not null.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.map.get(name).is_some_and(|value| !value.is_null())
+    }
+
+    pub(super) fn flag(&self, name: &str, default: bool) -> Result<bool> {
+        match self.map.get(name) {
+            None | Some(Value::Null) => Ok(default),
+            Some(value) => value.as_bool().ok_or_else(|| self.refuse(name, "true or false", value)),
+        }
+    }
+
+    /// Ids of a token that may be one, several or none.
+    pub(super) fn tokens(&self, name: &str) -> Result<Vec<u32>> {
+        let ids = match self.map.get(name) {
+            None | Some(Value::Null) => return Ok(Vec::new()),
+            Some(Value::Array(ids)) => ids.iter().collect(),
+            Some(one) => vec![one],
+        };
+        let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+        ids.into_iter().map(|value| id(value).ok_or_else(|| self.refuse(name, "token ids", value))).collect()
+    }
+
+    pub(super) fn object(&self, name: &str) -> Result<Option<&Map<String, Value>>> {
+        match self.map.get(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Object(object)) => Ok(Some(object)),
+            Some(value) => Err(self.refuse(name, "an object", value)),
+        }
+    }
+
+    /// What a key says is not computed here.
+    pub(super) fn refuse_setting(&self, name: &str, expected: &str) -> Error {
+        self.refuse(name, expected, self.map.get(name).unwrap_or(&Value::Null))
     }
 
     fn find<'n>(&self, names: &[&'n str]) -> Option<(&'n str, &Value)> {
@@ -121,14 +167,14 @@ impl<'a> Keys<'a> {
         Error::data(self.path, name, expected, value.to_string(), REMEDY)
     }
 
-    fn count(&self, names: &[&str]) -> Result<usize> {
+    pub(super) fn count(&self, names: &[&str]) -> Result<usize> {
         let expected = "a whole number above 0";
         let (name, value) = self.find(names).ok_or_else(|| Error::data(self.path, names.join(" or "), expected, "no such key", REMEDY))?;
         let count = value.as_u64().and_then(|count| usize::try_from(count).ok()).filter(|count| *count > 0);
         count.ok_or_else(|| self.refuse(name, expected, value))
     }
 
-    fn real(&self, names: &[&str], default: f64) -> Result<f64> {
+    pub(super) fn real(&self, names: &[&str], default: f64) -> Result<f64> {
         let Some((name, value)) = self.find(names) else { return Ok(default) };
         value.as_f64().ok_or_else(|| self.refuse(name, "a number", value))
     }

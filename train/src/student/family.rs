@@ -1,4 +1,4 @@
-//! The families of masked language models a student can be: whose names its weights carry and how its layers are wired.
+//! The families of encoders a student can be: whose names its weights carry and how its layers are wired.
 //!
 //! | family | token types | positions | dropout besides embeddings and attention | head | layers |
 //! | --- | --- | --- | --- | --- | --- |
@@ -6,7 +6,10 @@
 //! | BERT (Devlin et al. 2019) | a table | from 0 | attention output, feed-forward | activation | own |
 //! | RoBERTa (Liu et al. 2019) | a table | from the padding id + 1 | attention output, feed-forward | always GELU | own |
 //! | ALBERT (Lan et al. 2020) | a table | from 0 | attention output | activation | one set for all |
+//!
+//! and of causal language models, which [`decoder`](super::decoder) describes: Llama and GPT-2.
 
+use logitcache::target::Task;
 use std::fmt;
 use std::str::FromStr;
 
@@ -22,11 +25,18 @@ pub enum Family {
     Roberta,
     /// One set of layer parameters used for every layer, embeddings narrower than the hidden states.
     Albert,
+    /// A decoder with RMSNorms, turned positions, grouped heads and a gated feed-forward part.
+    Llama,
+    /// A decoder with LayerNorms and learned positions.
+    Gpt2,
 }
 
 impl Family {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::DistilBert, Self::Bert, Self::Roberta, Self::Albert];
+    pub const ALL: [Self; 6] = [Self::DistilBert, Self::Bert, Self::Roberta, Self::Albert, Self::Llama, Self::Gpt2];
+
+    /// Those whose tokens see the tokens after them too.
+    pub const ENCODERS: [Self; 4] = [Self::DistilBert, Self::Bert, Self::Roberta, Self::Albert];
 
     /// The name that flags and a `config.json`'s `model_type` use.
     pub fn name(self) -> &'static str {
@@ -35,6 +45,8 @@ impl Family {
             Self::Bert => "bert",
             Self::Roberta => "roberta",
             Self::Albert => "albert",
+            Self::Llama => "llama",
+            Self::Gpt2 => "gpt2",
         }
     }
 
@@ -46,19 +58,27 @@ impl Family {
         }
     }
 
-    /// The class that `transformers` builds.
-    pub fn architecture(self) -> &'static str {
-        match self {
-            Self::DistilBert => "DistilBertForMaskedLM",
-            Self::Bert => "BertForMaskedLM",
-            Self::Roberta => "RobertaForMaskedLM",
-            Self::Albert => "AlbertForMaskedLM",
-        }
+    /// The class that `transformers` builds for a task.
+    pub fn architecture(self, task: Task) -> String {
+        let family = match self {
+            Self::Llama => return "LlamaForCausalLM".to_owned(),
+            Self::Gpt2 => return "GPT2LMHeadModel".to_owned(),
+            Self::DistilBert => "DistilBert",
+            Self::Bert => "Bert",
+            Self::Roberta => "Roberta",
+            Self::Albert => "Albert",
+        };
+        format!("{family}{}", class_suffix(task))
     }
 
     /// Whether the embeddings add a token-type row to every token.
     pub fn has_token_types(self) -> bool {
-        self != Self::DistilBert
+        matches!(self, Self::Bert | Self::Roberta | Self::Albert)
+    }
+
+    /// Whether it is a causal language model, whose tokens see those before them alone.
+    pub fn is_decoder(self) -> bool {
+        matches!(self, Self::Llama | Self::Gpt2)
     }
 
     /// The row of the position embeddings that a sequence's first token takes.
@@ -67,6 +87,17 @@ impl Family {
             (Self::Roberta, Some(pad)) => pad as usize + 1,
             _ => 0,
         }
+    }
+}
+
+/// What the name of a task's class in `transformers` ends with.
+pub fn class_suffix(task: Task) -> &'static str {
+    match task {
+        Task::MaskedLm => "ForMaskedLM",
+        Task::SequenceClassification => "ForSequenceClassification",
+        Task::TokenClassification => "ForTokenClassification",
+        Task::SentenceEmbedding => "Model",
+        Task::CausalLm => "ForCausalLM",
     }
 }
 
@@ -97,7 +128,7 @@ mod tests {
         }
         assert_eq!(Family::of_model_type("camembert"), Some(Family::Roberta));
         assert_eq!(Family::of_model_type("electra"), None);
-        assert!("gpt2".parse::<Family>().unwrap_err().contains("distilbert, bert, roberta, albert"));
+        assert!("gpt".parse::<Family>().unwrap_err().contains("distilbert, bert, roberta, albert, llama, gpt2"));
     }
 
     #[test]

@@ -16,7 +16,12 @@
 //! the row of the first position. An ALBERT student takes embeddings and head of such a teacher if they are as wide as its hidden states; its
 //! map between them starts as the identity. A student of another family takes an ALBERT teacher's embeddings through the teacher's own map to
 //! the hidden states, its layer and its decoder's bias; the head, whose widths differ, and the LayerNorm of the embeddings start anew.
+//!
+//! **Classifiers** take the teacher's pooler and last map where it has them for as many classes, else random ones. A DistilBERT applies a ReLU
+//! where the others apply tanh: a student whose head should be its teacher's has to be of another family. A sentence encoder's projection is
+//! random.
 
+use super::bare_names::with_family_names;
 use super::config::StudentConfig;
 use super::family::Family;
 use super::layout::ParameterSpec;
@@ -57,6 +62,8 @@ pub struct FirstWeights {
     pub widths: InitWidths,
     /// The teacher's heads where no `config.json` beside the file says it.
     pub heads: Option<usize>,
+    /// The teacher's family where neither the tensors' names nor a `config.json` beside the file say it.
+    pub family: Option<Family>,
     /// Of what is drawn where the teacher has nothing to give.
     pub seed: u64,
 }
@@ -91,7 +98,8 @@ impl TeacherTensors {
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub fn new(mut file: Box<dyn TensorSource>, student: &StudentConfig, first: &FirstWeights) -> Result<Self> {
+    pub fn new(file: Box<dyn TensorSource>, student: &StudentConfig, first: &FirstWeights) -> Result<Self> {
+        let mut file = with_family_names(file, first.family)?;
         let teacher = TeacherShape::read(&*file, student, first.heads)?;
         let layers = match &first.layers {
             Some(layers) => layers.clone(),
@@ -143,8 +151,18 @@ impl TeacherTensors {
                 values.resize(parameter.shape.iter().product(), 0.0);
                 Ok(values)
             }
+            Role::Pooler | Role::SequenceClassifier | Role::TokenClassifier | Role::Projection if !self.has(parameter) => {
+                Ok(at_random(&self.student, self.seed, parameter))
+            }
             role => self.taken(role, parameter),
         }
+    }
+
+    /// Whether the teacher has a head's parameter, its classes included.
+    fn has(&self, parameter: &ParameterSpec) -> bool {
+        let name = tensor_name(&*self.file, self.teacher.family, parameter.role, parameter.bias);
+        let shape = self.teacher.shape_of(parameter.role, parameter.bias);
+        parameter.role != Role::Projection && self.file.shape(&name).is_some_and(|found| found == shape)
     }
 
     /// What has a counterpart in the teacher, the rows and columns that the student takes.
@@ -168,6 +186,8 @@ impl TeacherTensors {
             (Role::EmbeddingNorm | Role::HeadNorm, _) => (embedding, None),
             (Role::EmbeddingMapping, _) => (hidden, embedding),
             (Role::HeadDense, _) => (embedding, hidden),
+            (Role::Pooler, _) => (hidden, hidden),
+            (Role::SequenceClassifier | Role::TokenClassifier, _) => (None, hidden),
             _ => (None, None),
         };
         let width = if parameter.shape.len() == 1 { 1 } else { self.teacher.shape_of(role, false)[1] };

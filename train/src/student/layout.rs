@@ -1,8 +1,10 @@
 //! Every parameter's name and shape, in the one order that the student, its file and the optimiser share.
 
 use super::config::StudentConfig;
+use super::decoder::add_decoder;
 use super::family::Family;
 use super::names::{LayerPart, Role};
+use logitcache::target::Task;
 
 /// What a parameter is, without its values.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,11 +21,15 @@ pub struct ParameterSpec {
     pub bias: bool,
 }
 
-/// The parameters of the family's masked language model, the tied decoder weight once: embeddings, layers from the first to the last (an
-/// ALBERT's one layer once), head.
+/// The parameters of the family's model with the task's head, the tied decoder weight once: embeddings, layers from the first to the last (an
+/// ALBERT's one layer once), head. A sentence encoder is the family's model itself, whose names have no prefix.
 pub fn layout(config: &StudentConfig) -> Vec<ParameterSpec> {
     let (hidden, embedding, between) = (config.hidden_size, config.embedding_size, config.intermediate_size);
-    let mut specs = Specs { family: config.family, list: Vec::new() };
+    let mut specs = Specs { family: config.family, bare: config.task == Task::SentenceEmbedding, list: Vec::new() };
+    if let Some(decoder) = &config.decoder {
+        add_decoder(&mut specs, config, decoder);
+        return specs.list;
+    }
     specs.weight(Role::WordEmbeddings, &[config.vocab_size, embedding]);
     specs.weight(Role::PositionEmbeddings, &[config.max_position_embeddings, embedding]);
     if config.family.has_token_types() {
@@ -44,24 +50,41 @@ pub fn layout(config: &StudentConfig) -> Vec<ParameterSpec> {
             specs.pair(Role::Layer(layer, part), shape);
         }
     }
-    specs.pair(Role::HeadDense, &[embedding, hidden]);
-    specs.pair(Role::HeadNorm, &[embedding]);
-    specs.add(Role::DecoderBias, true, &[config.vocab_size]);
+    match config.task {
+        Task::MaskedLm | Task::CausalLm => {
+            specs.pair(Role::HeadDense, &[embedding, hidden]);
+            specs.pair(Role::HeadNorm, &[embedding]);
+            specs.add(Role::DecoderBias, true, &[config.vocab_size]);
+        }
+        Task::SequenceClassification => {
+            specs.pair(Role::Pooler, &[hidden, hidden]);
+            specs.pair(Role::SequenceClassifier, &[config.classes, hidden]);
+        }
+        Task::TokenClassification => specs.pair(Role::TokenClassifier, &[config.classes, hidden]),
+        Task::SentenceEmbedding if config.embedding_output > 0 => specs.pair(Role::Projection, &[config.embedding_output, hidden]),
+        Task::SentenceEmbedding => {}
+    }
     specs.list
 }
 
-struct Specs {
+/// Parameters in the making.
+pub(super) struct Specs {
     family: Family,
+    /// Whether names are those of the model without a head.
+    bare: bool,
     list: Vec<ParameterSpec>,
 }
 
 impl Specs {
-    fn add(&mut self, role: Role, bias: bool, shape: &[usize]) {
-        let name = format!("{}.{}", role.name(self.family), if bias { "bias" } else { "weight" });
+    pub(super) fn add(&mut self, role: Role, bias: bool, shape: &[usize]) {
+        let role_name = role.name(self.family);
+        let prefix = format!("{}.", self.family);
+        let role_name = if self.bare { role_name.strip_prefix(&prefix).unwrap_or(&role_name) } else { &role_name };
+        let name = format!("{role_name}.{}", if bias { "bias" } else { "weight" });
         self.list.push(ParameterSpec { number: self.list.len(), name, shape: shape.to_owned(), role, bias });
     }
 
-    fn weight(&mut self, role: Role, shape: &[usize]) {
+    pub(super) fn weight(&mut self, role: Role, shape: &[usize]) {
         self.add(role, false, shape);
     }
 

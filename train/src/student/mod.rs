@@ -1,9 +1,9 @@
-//! The student: a masked language model of one of four [families](family) on packed rows.
+//! The student: a model of one of four [families](family) with the head of its task, on packed rows.
 //!
 //! ```text
 //! ids -> word + position (+ token type) -> LayerNorm -> dropout (-> ALBERT: W x + b)                                embeddings
 //!     -> num_hidden_layers x [ x = LayerNorm(x + attention(x)); x = LayerNorm(x + W2 activation(W1 x)) ]            block, attention
-//!     -> the asked rows -> LayerNorm(activation(W x)) -> word embeddings, transposed, + bias                        heads
+//!     -> the asked rows -> LayerNorm(activation(W x)) -> word embeddings, transposed, + bias                        heads, of a masked LM
 //! ```
 //!
 //! Dropout inside a block stands where the family has it. No pooler, a decoder tied to the word embeddings; an ALBERT's layers share one set
@@ -12,11 +12,15 @@
 //! calls a parameter, [`layout()`] their order, [`config`] the settings.
 
 mod attention;
+mod bare_names;
 mod block;
+mod body;
 pub mod config;
 mod config_file;
+pub mod decoder;
 mod embeddings;
 pub mod family;
+pub mod first_values;
 mod heads;
 pub mod hidden_objective;
 pub mod init;
@@ -25,6 +29,7 @@ pub mod names;
 mod onnx_names;
 pub mod onnx_tensors;
 pub mod random;
+pub mod sentence_files;
 mod teacher_shape;
 pub mod tensor_file;
 pub mod tensor_source;
@@ -40,6 +45,7 @@ use std::sync::Arc;
 
 pub use config::{Overrides, StudentConfig};
 pub use family::Family;
+pub use first_values::FirstValues;
 pub use hidden_objective::HiddenObjective;
 pub use init::{FirstWeights, TeacherTensors};
 pub use layout::{ParameterSpec, layout};
@@ -56,9 +62,8 @@ pub type ValueSource<'a> = dyn FnMut(&ParameterSpec) -> Result<Vec<f32>> + 'a;
 pub struct Student {
     config: StudentConfig,
     parameters: Vec<ParameterRef>,
-    embeddings: embeddings::Embeddings,
-    blocks: Vec<block::Block>,
-    head: heads::MaskedLmHead,
+    body: body::Body,
+    head: heads::Head,
 }
 
 impl Student {
@@ -69,16 +74,14 @@ impl Student {
     /// Settings that [`StudentConfig::check`] refuses, whatever `source` returns, values of another number than the shape's.
     pub fn new(config: StudentConfig, dtype: DType, source: &mut ValueSource<'_>) -> Result<Self> {
         config.check()?;
-        let mut parameters = Vec::new();
-        for spec in layout(&config) {
-            let values = source(&spec)?;
-            parameters.push(parameter(&spec, values, dtype)?);
+        let (specs, mut parameters) = (layout(&config), Vec::new());
+        for spec in &specs {
+            let values = source(spec)?;
+            parameters.push(parameter(spec, values, dtype)?);
         }
-        let table = ParameterTable { family: config.family, parameters: &parameters };
-        let embeddings = embeddings::Embeddings::new(&table, &config);
-        let blocks = (0..config.num_hidden_layers).map(|layer| block::Block::new(&table, &config, layer)).collect();
-        let head = heads::MaskedLmHead::new(&table, &config);
-        Ok(Self { config, parameters, embeddings, blocks, head })
+        let table = ParameterTable { specs: &specs, parameters: &parameters };
+        let (body, head) = (body::Body::new(&table, &config), heads::Head::new(&table, &config));
+        Ok(Self { config, parameters, body, head })
     }
 
     /// The settings it was built with.
@@ -107,15 +110,7 @@ impl Student {
     /// # Errors
     /// Ids outside the vocabulary, a sequence longer than the position embeddings, offsets that do not fit the rows.
     pub fn forward_states(&self, batch: &Batch, dropout: &DropoutPlan) -> candle_core::Result<Vec<Tensor>> {
-        let packing = packing(batch)?;
-        let mut states = Vec::with_capacity(self.blocks.len() + 1);
-        let mut state = self.embeddings.forward(batch, &packing, dropout)?;
-        for block in &self.blocks {
-            let next = block.forward(&state, &packing, dropout)?;
-            states.push(std::mem::replace(&mut state, next));
-        }
-        states.push(state);
-        Ok(states)
+        self.body.states(batch, dropout)
     }
 
     /// The last hidden state `[tokens, dim]` without dropout and without keeping anything for a backward pass.
@@ -123,18 +118,24 @@ impl Student {
     /// # Errors
     /// As [`forward_states`](Self::forward_states).
     pub fn hidden_states(&self, batch: &Batch) -> candle_core::Result<Tensor> {
-        let (packing, dropout) = (packing(batch)?, DropoutPlan::off());
-        let embedded = self.embeddings.forward(batch, &packing, &dropout)?.detach();
-        self.blocks.iter().try_fold(embedded, |hidden, block| block.forward(&hidden, &packing, &dropout))
+        self.body.last_state(batch)
     }
 
-    /// Logits `[asked, vocabulary]` of the asked rows, without dropout and without keeping anything for a backward pass. They exist whole: the
-    /// caller bounds the rows it asks at a time.
+    /// Logits `[asked, classes]` of the asked rows, of the vocabulary for a language model, without dropout and without keeping anything for a
+    /// backward pass. They exist whole: the caller bounds the rows it asks at a time.
     ///
     /// # Errors
-    /// As [`forward_states`](Self::forward_states); an asked row outside of the batch.
+    /// As [`forward_states`](Self::forward_states); an asked row outside of the batch; a sentence encoder, which has none.
     pub fn logits(&self, batch: &Batch) -> candle_core::Result<Tensor> {
-        self.head.logits(&self.hidden_states(batch)?, &batch.asked)
+        self.head.logits(&self.hidden_states(batch)?, batch)
+    }
+
+    /// A sentence encoder's vectors `[sequences, embedding]`, without dropout and without keeping anything for a backward pass.
+    ///
+    /// # Errors
+    /// As [`forward_states`](Self::forward_states); a student of another task, which has none.
+    pub fn embeddings(&self, batch: &Batch) -> candle_core::Result<Tensor> {
+        self.head.embeddings(&self.hidden_states(batch)?, batch)
     }
 
     /// The loss of a micro-batch: a scalar to call `backward` on, once, which adds every parameter's gradient to what it holds; and the parts
@@ -143,7 +144,7 @@ impl Student {
     /// # Errors
     /// As [`mapped_loss`](Self::mapped_loss).
     pub fn loss(&self, batch: &Batch, step: &StepObjective, dropout: &DropoutPlan) -> candle_core::Result<(Tensor, LossParts)> {
-        self.mapped_loss(batch, step, &HiddenObjective::last(self.blocks.len()), dropout)
+        self.mapped_loss(batch, step, &HiddenObjective::last(self.body.layers()), dropout)
     }
 
     /// [`loss`](Self::loss) with the hidden states compared as `hidden` says, not the last ones alone; adds to its projections' gradients too.
@@ -159,7 +160,7 @@ impl Student {
         dropout: &DropoutPlan,
     ) -> candle_core::Result<(Tensor, LossParts)> {
         let states = self.forward_states(batch, dropout)?;
-        let (total, mut values) = self.head.loss(&states[self.blocks.len()], batch, step)?;
+        let (total, mut values) = self.head.loss(&states[self.body.layers()], batch, step, dropout)?;
         let total = hidden.add_loss(&states, batch, step, total, &mut values)?;
         Ok((total, LossParts::new(&step.weights, values)))
     }
@@ -179,24 +180,25 @@ fn parameter(spec: &ParameterSpec, values: Vec<f32>, dtype: DType) -> Result<Par
     made.map_err(|error| Error::invalid(&spec.name, "a parameter in memory", error.to_string()))
 }
 
-/// The parameters by name, for the parts that share them.
+/// The parameters by their role, for the parts that share them.
 struct ParameterTable<'a> {
-    family: Family,
+    specs: &'a [ParameterSpec],
     parameters: &'a [ParameterRef],
 }
 
 impl ParameterTable<'_> {
-    fn get(&self, name: &str) -> ParameterRef {
-        let found = self.parameters.iter().find(|parameter| parameter.name() == name);
-        found.unwrap_or_else(|| panic!("the layout has no parameter {name}, which the student is built from")).clone()
+    fn get(&self, role: Role, bias: bool) -> ParameterRef {
+        let found = self.specs.iter().find(|spec| spec.role == role && spec.bias == bias);
+        let found = found.unwrap_or_else(|| panic!("the layout has no {role:?}, which the student is built from"));
+        self.parameters[found.number].clone()
     }
 
     fn weight(&self, role: Role) -> ParameterRef {
-        self.get(&format!("{}.weight", role.name(self.family)))
+        self.get(role, false)
     }
 
     fn bias(&self, role: Role) -> ParameterRef {
-        self.get(&format!("{}.bias", role.name(self.family)))
+        self.get(role, true)
     }
 
     fn affine(&self, role: Role) -> Affine {

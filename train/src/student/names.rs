@@ -1,6 +1,10 @@
 //! What a parameter is for, and what each family calls it.
 
+use super::decoder::DecoderRole;
 use super::family::Family;
+
+/// The folder of a sentence encoder's directory that holds its projection, as sentence-transformers numbers its modules.
+pub const PROJECTION_FOLDER: &str = "2_Dense";
 
 /// The place of a parameter in a student, whichever family it is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -23,6 +27,16 @@ pub enum Role {
     HeadNorm,
     /// The decoder's bias, `[vocabulary]`.
     DecoderBias,
+    /// A sequence classifier's map of the first token's state, `[hidden, hidden]`: the pooler of a BERT or ALBERT.
+    Pooler,
+    /// A sequence classifier's last map, `[classes, hidden]`.
+    SequenceClassifier,
+    /// A token classifier's map, `[classes, hidden]`.
+    TokenClassifier,
+    /// A sentence encoder's map of the pooled state, `[embedding, hidden]`.
+    Projection,
+    /// Of a causal language model.
+    Decoder(DecoderRole),
 }
 
 /// A part of a transformer layer.
@@ -64,22 +78,23 @@ impl LayerPart {
         };
         match family {
             Family::DistilBert => distilbert,
-            Family::Bert | Family::Roberta => bert,
             Family::Albert => albert,
+            _ => bert,
         }
     }
 }
 
 impl Role {
-    /// What `transformers` calls it in the family's masked language model, without `.weight` or `.bias`.
+    /// What `transformers` calls it in the family's model with the task's head, without `.weight` or `.bias`; a projection's name begins with the
+    /// folder that holds it.
     pub fn name(self, family: Family) -> String {
         let of_embeddings = |part: &str| format!("{family}.embeddings.{part}");
         let of_head = |[distilbert, bert, roberta, albert]: [&str; 4]| {
             let name = match family {
                 Family::DistilBert => distilbert,
-                Family::Bert => bert,
                 Family::Roberta => roberta,
                 Family::Albert => albert,
+                _ => bert,
             };
             name.to_owned()
         };
@@ -95,6 +110,11 @@ impl Role {
                 of_head(["vocab_layer_norm", "cls.predictions.transform.LayerNorm", "lm_head.layer_norm", "predictions.LayerNorm"])
             }
             Self::DecoderBias => of_head(["vocab_projector", "cls.predictions", "lm_head", "predictions"]),
+            Self::Pooler => of_head(["pre_classifier", "bert.pooler.dense", "classifier.dense", "albert.pooler"]),
+            Self::SequenceClassifier => of_head(["classifier", "classifier", "classifier.out_proj", "classifier"]),
+            Self::TokenClassifier => "classifier".to_owned(),
+            Self::Projection => format!("{PROJECTION_FOLDER}.linear"),
+            Self::Decoder(role) => role.name(family),
         }
     }
 }
@@ -103,7 +123,7 @@ impl Role {
 fn layer_prefix(family: Family, layer: usize) -> String {
     match family {
         Family::DistilBert => format!("distilbert.transformer.layer.{layer}"),
-        Family::Bert | Family::Roberta => format!("{family}.encoder.layer.{layer}"),
         Family::Albert => format!("albert.encoder.albert_layer_groups.{layer}.albert_layers.0"),
+        _ => format!("{family}.encoder.layer.{layer}"),
     }
 }

@@ -9,6 +9,7 @@
 //!
 //! A prefix that a wrapper put before all names (`model.`) is taken off.
 
+use super::decoder::DecoderRole;
 use super::family::Family;
 use super::names::Role;
 use logitcache::onnx::messages::{NodeProto, TensorProto, element_type};
@@ -154,7 +155,7 @@ impl<'a> Search<'a> {
             if self.graph.origin(indices) == "input_ids" {
                 let family = Family::ALL.into_iter().find(|family| self.found.keys().any(|name| belongs(name, *family) == Some(0)));
                 if let Some(family) = family {
-                    self.add(&format!("{}.weight", Role::WordEmbeddings.name(family)), tensor, false);
+                    self.add(&format!("{}.weight", words(family).name(family)), tensor, false);
                 }
             }
         }
@@ -181,15 +182,24 @@ fn consumers<'a>(graph: &Graph<'a>) -> HashMap<&'a str, Vec<&'a NodeProto>> {
     consumers
 }
 
+/// What the family calls its word embeddings.
+fn words(family: Family) -> Role {
+    if family.is_decoder() { Role::Decoder(DecoderRole::Words) } else { Role::WordEmbeddings }
+}
+
 /// What stands before every name: `model.` where a wrapper was exported.
 fn prefix(tensors: &[&TensorProto]) -> String {
     let place = |name: &str| Family::ALL.into_iter().find_map(|family| belongs(name, family)).map(|start| name[..start].to_owned());
     tensors.iter().find_map(|tensor| place(&tensor.name)).unwrap_or_default()
 }
 
-/// Where the family's embeddings begin in a name that is of them.
+/// Where the family's embeddings, or a decoder's final norm, begin in a name that is of them: a tied head may lend the words its own name.
 fn belongs(name: &str, family: Family) -> Option<usize> {
-    let start = name.find(&format!("{family}.embeddings."))?;
+    let modules = match family.is_decoder() {
+        true => vec![DecoderRole::Words.name(family), DecoderRole::FinalNorm.name(family)],
+        false => vec![format!("{family}.embeddings")],
+    };
+    let start = modules.iter().find_map(|module| name.find(&format!("{module}.")))?;
     (start == 0 || name[..start].ends_with('.')).then_some(start)
 }
 

@@ -147,6 +147,10 @@ impl TensorSource for OnnxTensors {
         }
     }
 
+    fn gives_outputs_first(&self) -> bool {
+        true
+    }
+
     fn refuse_absent(&self, name: &str, shape: &[usize]) -> Error {
         let looked_for = match name.strip_suffix(".weight") {
             Some(module) => {

@@ -8,17 +8,19 @@ use logitcache::seed::{Purpose, RandomStream};
 use rayon::prelude::*;
 
 /// The first values of one parameter drawn from a seed, as DistilBERT draws them: matrices from a normal distribution of standard deviation
-/// `initializer_range`, biases 0, LayerNorm weights 1, the padding token's row 0.
+/// `initializer_range` (a sentence encoder's projection 1 / sqrt(width)), biases 0, LayerNorm weights 1, the padding token's row 0.
 pub fn at_random(config: &StudentConfig, seed: u64, parameter: &ParameterSpec) -> Vec<f32> {
     let length = parameter.shape.iter().product();
     if parameter.shape.len() == 1 {
         return vec![if parameter.name.ends_with(".bias") { 0.0 } else { 1.0 }; length];
     }
+    // A projection keeps the variance of what it reads.
+    let deviation = if parameter.role == Role::Projection { 1.0 / (parameter.shape[1] as f64).sqrt() } else { config.initializer_range };
     let mut values = vec![0.0; length];
     // A stream for each row, so that threads can share the work without changing what is drawn.
     values.par_chunks_mut(parameter.shape[1]).enumerate().for_each(|(row, values)| {
         let mut stream = RandomStream::new(seed, Purpose::Initialisation, &[parameter.number as u64, row as u64]);
-        values.iter_mut().for_each(|value| *value = (config.initializer_range * stream.normal()) as f32);
+        values.iter_mut().for_each(|value| *value = (deviation * stream.normal()) as f32);
     });
     let has_padding_row = match parameter.role {
         Role::WordEmbeddings => true,

@@ -23,6 +23,8 @@ pub(super) struct TeacherShape {
     /// Rows of the token-type embeddings; 0 where it has none.
     pub(super) types: usize,
     pub(super) first_position: usize,
+    /// The student's classes, which a classifier of the teacher must have to be taken.
+    classes: usize,
     positions: usize,
     vocabulary: usize,
 }
@@ -49,10 +51,10 @@ impl TeacherShape {
     /// Names of no family, a tensor that is missing, a student that the teacher's widths cannot give.
     pub(super) fn read(file: &dyn TensorSource, student: &StudentConfig, heads: Option<usize>) -> Result<Self> {
         let words = |family: &Family| format!("{}.weight", Role::WordEmbeddings.name(*family));
-        let Some(family) = Family::ALL.into_iter().find(|family| file.contains(&words(family))) else {
-            let expected = Family::ALL.map(|family| words(&family)).join(" or ");
+        let Some(family) = Family::ENCODERS.into_iter().find(|family| file.contains(&words(family))) else {
+            let expected = Family::ENCODERS.map(|family| words(&family)).join(" or ");
             let found = file.names().first().map_or("no tensor".to_owned(), |name| format!("tensors such as {name}"));
-            let remedy = "give the masked language model of one of these families, or start at random";
+            let remedy = "give a model of one of these families, or start at random";
             return Err(Error::data(file.path(), "tensor names", expected, found, remedy));
         };
         let matrix = |role| {
@@ -90,6 +92,7 @@ impl TeacherShape {
             layers: (0..).take_while(query).count(),
             types,
             first_position: family.first_position(student.pad_token_id),
+            classes: student.classes,
             positions,
             vocabulary,
         };
@@ -153,6 +156,7 @@ impl TeacherShape {
     pub(super) fn shape_of(&self, role: Role, bias: bool) -> Vec<usize> {
         use LayerPart::{AttentionNorm, AttentionOutput, Key, Narrow, OutputNorm, Query, Value, Widen};
         let (hidden, embedding, between) = (self.hidden.teacher, self.embedding.teacher, self.neurons.teacher);
+        let classes = self.classes;
         let weight: &[usize] = match role {
             Role::WordEmbeddings => &[self.vocabulary, embedding],
             Role::PositionEmbeddings => &[self.positions, embedding],
@@ -165,6 +169,11 @@ impl TeacherShape {
             Role::Layer(_, Narrow) => &[hidden, between],
             Role::HeadDense => &[embedding, hidden],
             Role::DecoderBias => &[self.vocabulary],
+            Role::Pooler => &[hidden, hidden],
+            Role::SequenceClassifier | Role::TokenClassifier => &[classes, hidden],
+            // A teacher's own is never taken.
+            Role::Projection => &[0, hidden],
+            Role::Decoder(_) => &[0],
         };
         if bias { vec![weight[0]] } else { weight.to_vec() }
     }

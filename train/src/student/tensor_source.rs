@@ -50,6 +50,11 @@ pub trait TensorSource {
         self.shape(name).is_some()
     }
 
+    /// Whether linear maps are given `[out, in]` whatever their model's own way, which in a GPT-2 is `[in, out]`.
+    fn gives_outputs_first(&self) -> bool {
+        false
+    }
+
     /// [`read`](Self::read), for a tensor that must have this shape.
     ///
     /// # Errors

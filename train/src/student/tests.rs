@@ -91,12 +91,13 @@ fn part(batch: &Batch, sequences: std::ops::Range<usize>, dim: usize) -> Batch {
         max_logit: batch.max_logit[first..last].to_vec(),
         labels: batch.labels[first..last].to_vec(),
         hidden: vec![batch.hidden[0][start * dim..end * dim].to_vec()],
+        ..Batch::default()
     }
 }
 
 fn normalisers(batch: &Batch) -> Normalisers {
     let masked = batch.labels.iter().filter(|label| **label >= 0).count();
-    Normalisers { asked: batch.asked.len(), masked, tokens: batch.input_ids.len() }
+    Normalisers { asked: batch.asked.len(), labelled: masked, tokens: batch.input_ids.len(), sequences: batch.sequence_ids.len() }
 }
 
 fn gradients<T: Element>(student: &Student) -> Vec<Vec<f64>> {
@@ -121,7 +122,7 @@ fn norm(values: &[f64]) -> f64 {
 
 #[test]
 fn every_parameter_receives_a_finite_gradient_that_is_not_zero() {
-    for config in families() {
+    for config in families().into_iter().chain(decoder::tests::decoders()) {
         let student = student(config, DType::F32);
         let batch = batch(student.config());
         let parts = backward(&student, &batch, &normalisers(&batch), &student.dropout_plan(1, 2));
@@ -143,7 +144,7 @@ fn every_parameter_receives_a_finite_gradient_that_is_not_zero() {
 
 #[test]
 fn gradients_are_those_of_finite_differences() {
-    for config in families() {
+    for config in families().into_iter().chain(decoder::tests::decoders()) {
         let student = student(config, DType::F64);
         let batch = batch(student.config());
         let (normalisers, plan) = (normalisers(&batch), student.dropout_plan(1, 2));
@@ -186,13 +187,16 @@ fn logits_are_those_of_a_plain_reference() {
 
 #[test]
 fn a_sequence_in_a_batch_is_the_sequence_alone() {
-    let student = student(config(), DType::F64);
-    let whole = batch(student.config());
-    let together = student.logits(&whole).unwrap().to_vec2::<f64>().unwrap();
-    let alone: Vec<Vec<f64>> = (0..3).flat_map(|i| student.logits(&part(&whole, i..i + 1, 8)).unwrap().to_vec2::<f64>().unwrap()).collect();
-    assert_eq!(together.len(), alone.len());
-    for (a, b) in together.iter().flatten().zip(alone.iter().flatten()) {
-        assert!((a - b).abs() < 1e-12, "{a} in the batch, {b} alone");
+    for config in std::iter::once(config()).chain(decoder::tests::decoders()) {
+        let student = student(config, DType::F64);
+        let whole = batch(student.config());
+        let together = student.logits(&whole).unwrap().to_vec2::<f64>().unwrap();
+        let part = |i| student.logits(&part(&whole, i..i + 1, 8)).unwrap().to_vec2::<f64>().unwrap();
+        let alone: Vec<Vec<f64>> = (0..3).flat_map(part).collect();
+        assert_eq!(together.len(), alone.len());
+        for (a, b) in together.iter().flatten().zip(alone.iter().flatten()) {
+            assert!((a - b).abs() < 1e-12, "{a} in the batch, {b} alone");
+        }
     }
 }
 
@@ -246,5 +250,6 @@ fn batches_that_cannot_be_run_are_errors() {
     assert!(short.contains("word_embeddings.weight: expected 104 values, found 1"), "{short}");
 }
 
+mod heads;
 mod hidden;
 mod reference;

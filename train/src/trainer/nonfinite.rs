@@ -1,7 +1,7 @@
 //! A step whose loss or gradient is not finite, described for a person.
 
 use crate::batcher::{Batch, Step};
-use crate::evaluate::STUDENT_LOGITS;
+use crate::evaluate::{STUDENT_LOGITS, STUDENT_VECTORS};
 use crate::loss::{LossParts, PartValues, Weights};
 use logitcache::error::Error;
 use std::path::Path;
@@ -61,11 +61,11 @@ fn kept(last: Option<&Path>) -> String {
     }
 }
 
-/// A refusal of the evaluation after `step`; where the student's logits were not finite, with what to do about it. `cache` is where the
+/// A refusal of the evaluation after `step`; where the student's answers were not finite, with what to do about it. `cache` is where the
 /// sequences are, `last` the newest checkpoint.
 pub(super) fn explain_evaluation(error: Error, step: u64, cache: &Path, last: Option<&Path>) -> Error {
     let Error::Invalid { field, expected, found } = error else { return error };
-    if field != STUDENT_LOGITS {
+    if field != STUDENT_LOGITS && field != STUDENT_VECTORS {
         return Error::Invalid { field, expected, found };
     }
     let remedy = match step {
@@ -81,8 +81,12 @@ mod tests {
 
     #[test]
     fn an_evaluation_that_is_not_finite_says_when_and_what_to_do() {
-        let error = || Error::invalid(STUDENT_LOGITS, "finite values", "another in asked row 0");
-        let explained = |step, last| explain_evaluation(error(), step, Path::new("cache"), last).to_string();
+        let explained_of = |answers, step, last| {
+            let error = Error::invalid(answers, "finite values", "another in asked row 0");
+            explain_evaluation(error, step, Path::new("cache"), last).to_string()
+        };
+        assert!(explained_of(STUDENT_VECTORS, 7, None).contains("lower --learning-rate"));
+        let explained = |step, last| explained_of(STUDENT_LOGITS, step, last);
         let later = explained(7, Some(Path::new("out/checkpoints/step-00000005")));
         for words in ["evaluation after step 7", "lower --learning-rate", "the last checkpoint is out/checkpoints/step-00000005"] {
             assert!(later.contains(words), "{later}");

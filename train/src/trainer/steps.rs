@@ -6,6 +6,7 @@ use crate::loss::hidden_map::teacher_states;
 use crate::stream::{Order, Prefetch, RowStream, Selection};
 use logitcache::cache::record::IGNORED_LABEL;
 use logitcache::error::{Error, Result};
+use logitcache::target::Task;
 
 /// Rows, tokens and steps of the run, exact. Where sequences are held out, the cache is read once to count them.
 ///
@@ -17,14 +18,20 @@ pub fn plan(config: &Config) -> Result<StepArithmetic> {
     let mut rows: u64 = shards.iter().map(|shard| shard.logits.rows).sum();
     let mut tokens: u64 = shards.iter().map(|shard| shard.tokens).sum();
     if let EvaluationSource::HeldOut(share) = config.evaluation {
-        let mut masked = 0;
+        let (mut masked, mut held_out) = (0, 0);
         for row in RowStream::new(&config.cache, &[], Selection::HeldOut(share), Order::Stored)? {
             let row = row?;
             (rows, tokens) = (rows - 1, tokens - row.input_ids.len() as u64);
+            held_out += 1;
             masked += row.labels.iter().filter(|label| **label != IGNORED_LABEL).count();
         }
-        if masked == 0 || rows == 0 {
-            let found = format!("{share}, which leaves {masked} masked positions held out and {rows} rows to train on");
+        // A masked language model is measured where its input was masked, the others wherever there is an answer.
+        let (measured, what) = match config.cache.spec().task() {
+            Task::MaskedLm => (masked, "masked positions"),
+            _ => (held_out, "sequences"),
+        };
+        if measured == 0 || rows == 0 {
+            let found = format!("{share}, which leaves {measured} {what} held out and {rows} rows to train on");
             let remedy = "hold out another share, or 0 to measure nothing";
             return Err(Error::usage("--eval-fraction", "a share that leaves something to train and to measure on", found, remedy));
         }

@@ -1,8 +1,10 @@
 //! Whole runs on a small cache, and the arithmetic of steps.
 
 use super::*;
+use crate::evaluate::Measures;
 use crate::small_cache::{SmallCache, arguments};
 use logitcache::cache::reader::Cache;
+use logitcache::target::{Problem, Task};
 use std::path::Path;
 
 fn config(cache: &Path, out: &Path, extra: &[&str]) -> Config {
@@ -81,6 +83,7 @@ fn a_student_learns_is_reused_and_is_not_written_over() {
     assert!(losses[14] < 0.5 * losses[0], "{losses:?}");
     let summary = crate::summary::Summary::read(&out).unwrap();
     let (first, last) = (summary.first_evaluation.unwrap(), summary.evaluation.unwrap());
+    let (Measures::MaskedLm(first), Measures::MaskedLm(last)) = (first.measures, last.measures) else { panic!("{last:?}") };
     assert!(last.student_teacher_top1 > first.student_teacher_top1 + 0.2, "{first:?}, then {last:?}");
     assert!(last.kl_nats < 0.5 * first.kl_nats, "{first:?}, then {last:?}");
     assert_eq!(last.teacher_gold_top1, 1.0, "this teacher knows");
@@ -149,7 +152,7 @@ fn an_evaluation_cache_is_read_whole() {
     let config = config(&cache, Path::new("out"), &["--eval-cache", &other.display().to_string()]);
     let found = evaluate(&config, &crate::initial_student(&config).unwrap()).unwrap().unwrap();
     let masked: u64 = Cache::open(&other).unwrap().manifest().shards.iter().map(|shard| shard.masked).sum();
-    assert_eq!((found.sequences, found.masked_positions), (100, masked));
+    assert_eq!((found.sequences, found.count()), (100, (masked, "masked positions")));
 }
 
 #[test]
@@ -209,4 +212,35 @@ fn a_run_that_diverges_stops_with_its_last_checkpoint() {
     let error = crate::run(&config(&cache, &out, &extra), &StopSignal::default()).unwrap_err().to_string();
     assert!(error.contains("a finite loss and gradient") && error.contains("checkpoints/step-0000"), "{error}");
     assert!(!out.join("model.safetensors").exists());
+}
+
+#[test]
+fn students_of_the_other_tasks_learn_and_load() {
+    let sequence = |problem| SmallCache { problem, rows_per_shard: 60, ..SmallCache::of(Task::SequenceClassification) };
+    let of = |task| SmallCache { rows_per_shard: 60, ..SmallCache::of(task) };
+    let caches = [
+        (sequence(Problem::SingleLabel), "ce_nats"),
+        (sequence(Problem::MultiLabel), "ce_nats"),
+        (sequence(Problem::Regression), "logit_mse"),
+        (of(Task::TokenClassification), "ce_nats"),
+        (of(Task::SentenceEmbedding), "embedding_cos_distance"),
+        (SmallCache { embedding_size: 24, ..of(Task::SentenceEmbedding) }, "embedding_cos_distance"),
+    ];
+    for (cache, key) in caches {
+        let directory = tempfile::tempdir().unwrap();
+        let (task, cache) = (cache.task, cache.write(directory.path(), "cache"));
+        let out = directory.path().join("student");
+        let extra = ["--steps", "60", "--learning-rate", "1e-2", "--dropout", "0", "--eval-fraction", "0", "--log-every", "10"];
+        let config = config(&cache, &out, &extra);
+        crate::run(&config, &StopSignal::default()).unwrap();
+        let log = std::fs::read_to_string(out.join(crate::metrics::METRICS_FILE)).unwrap();
+        let value = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()[key].as_f64();
+        let values: Vec<f64> = log.lines().filter_map(value).collect();
+        let (first, last) = (values[0], values[values.len() - 1]);
+        assert!(last < 0.5 * first, "{task}: {key} goes from {first} to {last}");
+        let loaded = crate::export::load(&out).unwrap();
+        assert_eq!(loaded.config(), &config.student, "{task}");
+        // Found finished, not trained again.
+        assert!(crate::run(&config, &StopSignal::default()).unwrap().contains("nothing was trained"));
+    }
 }

@@ -3,10 +3,12 @@
 use super::*;
 use crate::cli::Arguments;
 use crate::corpus::{Corpus, CorpusOptions};
+use crate::task::TeacherTask;
 use crate::tokenize::DocumentTokenizer;
 use clap::Parser;
 use logitcache::cache::manifest::{FileEntry, MassSummary};
 use logitcache::fingerprint::Fingerprint;
+use logitcache::target::Task;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
 
@@ -25,10 +27,11 @@ fn source(directory: &Path) -> Source {
     let path = directory.join("reactions.txt");
     std::fs::write(&path, text.lines().take(30).collect::<Vec<_>>().join("\n")).expect("a writable directory");
     let corpus = Corpus::open(&[path], CorpusOptions::default()).expect("a corpus");
-    Source { corpus, tokenizer: DocumentTokenizer::open(&data().join("teacher/tokenizer.json")).expect("the demo's tokenizer") }
+    let tokenizer = DocumentTokenizer::open(&data().join("teacher/tokenizer.json"), Task::MaskedLm).expect("the demo's tokenizer");
+    Source { corpus, tokenizer, task: TeacherTask::of(Task::MaskedLm) }
 }
 
-fn produce_all(config: &Config, source: &Source, done: &[ShardEntry]) -> (Vec<ShardWork>, Option<WindowCounts>) {
+fn produce_all(config: &Config, source: &Source, done: &[ShardEntry]) -> (Vec<ShardWork>, Option<PassCounts>) {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("threads");
     let (sender, receiver) = sync_channel(1);
     std::thread::scope(|scope| {
@@ -69,7 +72,7 @@ fn content(shard: &ShardWork) -> String {
 fn shards_cover_every_pass_in_order_and_without_gaps() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let (shards, end) = produce_all(&config("--passes 2"), &source(directory.path()), &[]);
-    let counts = end.expect("the corpus ends");
+    let counts = end.expect("the corpus ends").windows;
     assert!(counts.sequences > 32, "more than two shards: {counts:?}");
     let order: Vec<(u16, u64)> =
         shards.iter().flat_map(|shard| shard.questions.iter().map(|question| (shard.pass, question.sequence.sequence_id))).collect();

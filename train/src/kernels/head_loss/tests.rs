@@ -47,7 +47,7 @@ impl Example {
     /// Of a step that has more rows than this batch.
     fn normalisers(&self) -> Normalisers {
         let masked = self.labels.iter().filter(|label| **label >= 0).count();
-        Normalisers { asked: self.labels.len() + 3, masked: masked + 1, tokens: 20 }
+        Normalisers { asked: self.labels.len() + 3, labelled: masked + 1, tokens: 20, sequences: 4 }
     }
 
     fn wrapped(&self) -> Affine {
@@ -70,7 +70,7 @@ impl Example {
             let logs: Vec<f64> = self.log_probabilities[stored].iter().map(|log| f64::from(*log)).collect();
             loss[0] += 4.0 * oracle::ghost_divergence(logits, &ids, &logs, 2.0).loss / self.normalisers().asked as f64;
             if let Ok(label) = usize::try_from(self.labels[row]) {
-                loss[1] += oracle::cross_entropy(logits, label).loss / self.normalisers().masked as f64;
+                loss[1] += oracle::cross_entropy(logits, label).loss / self.normalisers().labelled as f64;
             }
         }
         loss
@@ -197,6 +197,22 @@ fn every_objectives_gradient_agrees_with_finite_differences() {
         for loss in LOSSES {
             let run = |x: &[Tensor], p: &[ParameterRef]| Ok(example.run(&x[0], &affines(p)[0], loss)?.0);
             Proof { inputs: std::slice::from_ref(&example.rows), parameters: &example.decoder, run }.check();
+        }
+    }
+}
+
+#[test]
+fn without_a_bias_it_is_a_bias_of_zeros() {
+    for case in cases().into_iter().filter(|case| !case.2.is_empty()) {
+        let mut example = example(case);
+        example.decoder[1] = example.decoder[1].zeros_like().unwrap();
+        for loss in ["ce=5,mlm=2", "ce=1:tail=zero,jsd=1", "mlm=1"] {
+            let step = StepObjective::new(&loss.parse().unwrap(), (0, 1), 2.0, example.normalisers());
+            let run = |x: &[Tensor], p: &[ParameterRef]| Ok(head_loss_without_bias(&x[0], &p[0], &example.targets(), &step)?.0);
+            let (_, expected) = example.run(&example.rows, &example.wrapped(), loss).unwrap();
+            let (_, found) = head_loss_without_bias(&example.rows, &example.wrapped().weight, &example.targets(), &step).unwrap();
+            assert_eq!(found, expected, "{loss}");
+            Proof { inputs: std::slice::from_ref(&example.rows), parameters: &example.decoder[..1], run }.check();
         }
     }
 }

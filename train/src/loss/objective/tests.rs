@@ -80,9 +80,14 @@ fn only_options_that_a_part_takes_are_offered() {
 #[test]
 fn hidden_states_alone_leave_the_head_untaught() {
     for (text, silent) in [("cos=1", false), ("cos=1,hidden-mse=2", false), ("cos=1,mlm=1", true), ("logit-mse=1", true)] {
-        assert_eq!(parsed(text).head_note().is_none(), silent, "{text}");
+        assert_eq!(parsed(text).head_note(Task::MaskedLm).is_none(), silent, "{text}");
     }
-    assert!(parsed("hidden-mse=1").head_note().is_some_and(|note| note.starts_with("hidden-mse alone leaves the vocabulary head")));
+    assert!(
+        parsed("hidden-mse=1")
+            .head_note(Task::MaskedLm)
+            .is_some_and(|note| note.starts_with("hidden-mse alone leaves the vocabulary head"))
+    );
+    assert!(parsed("cos=1").head_note(Task::SentenceEmbedding).is_some_and(|note| note.ends_with("add embedding-cos to --loss")));
 }
 
 #[test]

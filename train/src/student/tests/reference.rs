@@ -1,6 +1,7 @@
 //! The four families as their papers and `transformers` describe them, one sequence at a time, in loops.
 
 use super::*;
+use logitcache::target::{Pooling, Task};
 
 type Rows = Vec<Vec<f64>>;
 
@@ -8,8 +9,9 @@ struct Values<'a>(&'a Student);
 
 impl Values<'_> {
     fn get(&self, role: Role, kind: &str) -> Vec<f64> {
-        let name = format!("{}.{kind}", role.name(self.0.config().family));
-        let parameter = self.0.parameters().iter().find(|parameter| parameter.name() == name).unwrap_or_else(|| panic!("no {name}"));
+        let specs = layout(self.0.config());
+        let spec = specs.iter().find(|spec| spec.role == role && spec.bias == (kind == "bias"));
+        let parameter = &self.0.parameters()[spec.unwrap_or_else(|| panic!("no {role:?}")).number];
         parameter.with_value(|value: &[f32]| value.iter().map(|value| f64::from(*value)).collect()).unwrap()
     }
 
@@ -138,4 +140,45 @@ pub(super) fn logits(student: &Student, batch: &Batch) -> Rows {
     let transformed = applied(activation, values.linear(Role::HeadDense, &asked));
     let transformed = values.layer_norm(Role::HeadNorm, &transformed);
     times(&transformed, &values.get(Role::WordEmbeddings, "weight"), &values.get(Role::DecoderBias, "bias"))
+}
+
+/// A classifier's rows, the asked ones of each sequence, as `transformers` computes them.
+pub(super) fn class_logits(student: &Student, batch: &Batch) -> Rows {
+    let values = Values(student);
+    let config = student.config();
+    let rows = states(student, batch, config.num_hidden_layers);
+    let asked: Rows = batch.asked.iter().map(|row| rows[*row as usize].clone()).collect();
+    if config.task == Task::TokenClassification {
+        return values.linear(Role::TokenClassifier, &asked);
+    }
+    let function = |x: f64| if config.family == Family::DistilBert { x.max(0.0) } else { x.tanh() };
+    let pooled = values.linear(Role::Pooler, &asked).into_iter().map(|row| row.into_iter().map(function).collect()).collect();
+    values.linear(Role::SequenceClassifier, &pooled)
+}
+
+/// A sentence encoder's vectors.
+pub(super) fn vectors(student: &Student, batch: &Batch) -> Rows {
+    let config = student.config();
+    let rows = states(student, batch, config.num_hidden_layers);
+    let pooled = |range: &[usize]| -> Vec<f64> {
+        let rows = &rows[range[0]..range[1]];
+        let column = |j: usize| rows.iter().map(move |row| row[j]);
+        let pool = |j: usize| match config.pooling {
+            Pooling::Mean => column(j).sum::<f64>() / rows.len() as f64,
+            Pooling::Cls => rows[0][j],
+            Pooling::Max => column(j).fold(f64::NEG_INFINITY, f64::max),
+        };
+        (0..config.hidden_size).map(pool).collect()
+    };
+    let mut vectors: Rows = batch.offsets.windows(2).map(pooled).collect();
+    if config.embedding_output > 0 {
+        vectors = Values(student).linear(Role::Projection, &vectors);
+    }
+    if config.normalized {
+        vectors.iter_mut().for_each(|row| {
+            let length = row.iter().map(|x| x * x).sum::<f64>().sqrt();
+            row.iter_mut().for_each(|x| *x /= length);
+        });
+    }
+    vectors
 }
