@@ -7,7 +7,7 @@
 //! | `config.json` | the settings, as the family's class for the task: `...ForMaskedLM` |
 //! | `model.safetensors` | every parameter in float32 under its Hugging Face name; the decoder's weight is the word embeddings' |
 //! | `tokenizer.json`, ... | the teacher's tokenizer files as the cache holds them, byte for byte |
-//! | `modules.json`, ... | of a sentence encoder: [`sentence_files`](crate::student::sentence_files) |
+//! | `modules.json`, ... | of a sentence encoder: [`crate::student::sentence_files`] |
 //!
 //! Each file appears whole or not at all; `model.safetensors` is written last, so where it is new the others are too.
 

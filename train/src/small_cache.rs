@@ -68,13 +68,21 @@ const CLASSES: &str = r#", "id2label": {"0": "O", "1": "B-X", "2": "I-X"}}"#;
 const TEACHER_CONFIG: &str = r#"{"model_type": "bert", "hidden_act": "gelu", "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2,
     "num_attention_heads": 2, "intermediate_size": 24, "max_position_embeddings": 16}"#;
 
+const DECODER_CONFIG: &str = r#"{"model_type": "llama", "hidden_act": "silu", "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 24, "max_position_embeddings": 16, "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": true}"#;
+
 impl SmallCache {
     /// Writes the cache into `directory`/`name` and returns that path.
     pub(crate) fn write(&self, directory: &Path, name: &str) -> PathBuf {
         let directory = directory.join(name);
         std::fs::create_dir_all(directory.join("teacher")).unwrap();
         let spec = self.spec();
-        let config = if spec.classes() == 3 { TEACHER_CONFIG.replace('}', CLASSES) } else { TEACHER_CONFIG.to_owned() };
+        let config = match spec.task() {
+            Task::CausalLm => DECODER_CONFIG.to_owned(),
+            _ if spec.classes() == 3 => TEACHER_CONFIG.replace('}', CLASSES),
+            _ => TEACHER_CONFIG.to_owned(),
+        };
         std::fs::write(directory.join("teacher/config.json"), config).unwrap();
         std::fs::write(directory.join("teacher/tokenizer.json"), TOKENIZER).unwrap();
         write_vocabulary(&directory, &(0..VOCABULARY).map(|id| format!("token {id}")).collect::<Vec<_>>()).unwrap();

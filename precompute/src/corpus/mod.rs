@@ -124,7 +124,7 @@ impl Corpus {
         &self.files
     }
 
-    /// Size of all files on disk, in bytes: what [`Documents::bytes_read`] reaches at the end.
+    /// Size of all files on disk, in bytes: what the stream's count of bytes read reaches at the end.
     pub fn bytes(&self) -> u64 {
         self.files.iter().map(|file| file.bytes).sum()
     }

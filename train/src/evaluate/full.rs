@@ -10,7 +10,7 @@ use crate::evaluate::{Better, Evaluation, Figure, Subject, Tally};
 use logitcache::error::Result;
 use logitcache::target::Task;
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// How many of the best count for the top-5 figures; fewer where the cache stores fewer.
 const TOP: usize = 5;
@@ -25,7 +25,7 @@ pub struct FullEvaluation {
     #[serde(flatten)]
     pub top_five: Option<TopFive>,
     /// Of masked language models; causal ones have it among the figures during training.
-    #[serde(flatten)]
+    #[serde(flatten, deserialize_with = "gold_of_masked_positions")]
     pub gold: Option<GoldNats>,
     /// Confidence of the best id against how often it is the gold one; where an answer is one of several and gold ones are known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -42,6 +42,18 @@ pub struct FullEvaluation {
     /// Where the two differ most, the largest divergence first; of answers that are one of several.
     #[serde(default)]
     pub disagreements: Vec<Disagreement>,
+}
+
+/// The same keys belong to the evaluation itself where next tokens were measured.
+fn gold_of_masked_positions<'de, D: Deserializer<'de>>(fields: D) -> std::result::Result<Option<GoldNats>, D::Error> {
+    #[derive(Deserialize)]
+    struct Fields {
+        masked_positions: Option<u64>,
+        #[serde(flatten)]
+        gold: Option<GoldNats>,
+    }
+    let found = Fields::deserialize(fields)?;
+    Ok(found.gold.filter(|_| found.masked_positions.is_some()))
 }
 
 /// The five best ids of both models. Shares are in [0, 1] and over all scored positions.

@@ -50,7 +50,7 @@ impl Measured for NextTokens {
         for figure in self.gold.figures() {
             let everywhere = figure.key == "student_perplexity";
             let said = if everywhere { "perplexity" } else { "where the teacher's is known" };
-            figures.push(figure.said(said, "").in_chart(perplexity, if everywhere { "student, all" } else { "where stored" }));
+            figures.push(figure.said(said, "").in_chart(perplexity, if everywhere { "student, all" } else { "stored" }));
         }
         figures
     }

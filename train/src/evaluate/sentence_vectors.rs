@@ -69,7 +69,9 @@ impl Measured for SentenceVectors {
         figures.extend(self.student_gold_spearman.map(|value| {
             let keys = ["student_gold_spearman", "teacher_gold_spearman"];
             let both = Figure::of_both(keys, "Spearman with gold likeness", [value, 0.0], Better::Higher);
-            Figure { teacher: self.teacher_gold_spearman, ..both }.said("with gold", "").in_chart(correlation, "gold")
+            Figure { teacher: self.teacher_gold_spearman, ..both }
+                .said("with gold", "")
+                .in_chart("Spearman's correlation with gold likeness, held out", "gold")
         }));
         figures
     }

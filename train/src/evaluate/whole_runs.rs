@@ -42,6 +42,7 @@ fn every_task_is_measured_while_it_trains_and_shown() {
         sequence(Problem::Regression),
         SmallCache::of(Task::TokenClassification),
         SmallCache { sequences_per_document: 2, ..SmallCache::of(Task::SentenceEmbedding) },
+        SmallCache::of(Task::CausalLm),
     ];
     for cache in caches {
         let directory = tempfile::tempdir().unwrap();
@@ -76,7 +77,14 @@ fn every_task_is_measured_while_it_trains_and_shown() {
                 assert!(found.recall_at_10.unwrap() > 0.3 && found.pair_spearman.unwrap() > 0.5, "{found:?}");
                 found.student_gold_spearman.is_some() && classes.is_none()
             }
-            Measures::MaskedLm(_) | Measures::NextTokens(_) => false,
+            Measures::NextTokens(found) => {
+                let gold = found.gold;
+                assert_eq!((gold.teacher_gold_positions, found.teacher_gold_top1), (found.next_tokens, 1.0));
+                let (student, teacher) = (gold.student_perplexity, gold.teacher_perplexity.unwrap());
+                assert!(teacher > 1.0 && student > teacher && Some(student) == gold.student_perplexity_there, "{found:?}");
+                full.gold.is_none() && full.top_five.is_some() && classes.is_some_and(|classes| classes.contains(&"token 20"))
+            }
+            Measures::MaskedLm(_) => false,
         };
         assert!(known, "{full:?}");
     }

@@ -39,7 +39,7 @@ const BROWN: Colour = colour((120, 84, 50), (214, 176, 140));
 const GREY: Colour = colour((110, 118, 128), (150, 160, 170));
 
 /// Of the figures of one panel: the student's and, where it has one, the teacher's.
-const FIGURES: [(&Colour, &Colour); 3] = [(&BLUE, &GREY), (&ORANGE, &GREY), (&GREEN, &BROWN)];
+const FIGURES: [(&Colour, &Colour); 3] = [(&BLUE, &PURPLE), (&ORANGE, &GREY), (&GREEN, &BROWN)];
 
 /// A line of a panel: `points` are (step, value).
 struct Series {
