@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 /// Ask a teacher once: run it over a corpus and write its top-k logits, log-normalisers and hidden states to Parquet shards.
 ///
-/// The teacher is a masked language model exported to ONNX. A run that was stopped continues when the same command is given again.
+/// The teacher is a language model, a classifier, a tagger or a sentence encoder, exported to ONNX. A run that was stopped continues when the same command is given again.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "precompute", version, max_term_width = 110)]
 pub struct Arguments {

@@ -129,7 +129,9 @@ fn ten_steps_of_every_objective_agree_with_pytorch() {
 #[test]
 fn every_part_and_every_tail_has_a_reference() {
     let cases = cases();
-    for part in Part::ALL {
+    // Those that a masked language model does not have are compared in `heads`.
+    let of_other_heads = [Part::Gold, Part::EmbeddingCos, Part::EmbeddingMse];
+    for part in Part::ALL.into_iter().filter(|part| !of_other_heads.contains(part)) {
         let with: Vec<&Case> = cases.iter().filter(|case| case.objective.has(part)).collect();
         assert!(!with.is_empty(), "{} has none", part.name());
         if [Part::Ce, Part::ReverseKl].contains(&part) {

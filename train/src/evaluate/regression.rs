@@ -21,8 +21,10 @@ pub struct Regression {
     /// Mean square of the student's difference from the teacher.
     pub teacher_mse: f64,
     /// Pearson's coefficient of the student's numbers with the teacher's; absent where one never changes.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub student_teacher_pearson: Option<f64>,
     /// Spearman's.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub student_teacher_spearman: Option<f64>,
     /// Sequences whose numbers are known.
     pub gold_sequences: u64,
@@ -39,12 +41,16 @@ pub struct GoldNumbers {
     /// The teacher's.
     pub teacher_gold_mse: f64,
     /// Pearson's coefficient of the student's numbers with the gold ones; absent where one never changes.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub student_pearson: Option<f64>,
     /// The teacher's.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub teacher_pearson: Option<f64>,
     /// Spearman's of the student.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub student_spearman: Option<f64>,
     /// The teacher's.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub teacher_spearman: Option<f64>,
 }
 

@@ -28,18 +28,23 @@ pub struct SentenceVectors {
     /// Sequences of the pool: all of them, or a sample of [`POOL`].
     pub pool_sequences: u64,
     /// Mean share of the teacher's ten nearest neighbours in the pool, by cosine, that are among the student's ten nearest.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub recall_at_10: Option<f64>,
     /// Spearman's coefficient of the student's cosines with the teacher's, over all pairs within the pool.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub pool_spearman: Option<f64>,
     /// Pairs that the corpus gives: documents of two sequences.
     pub pairs: u64,
     /// Spearman's coefficient of the student's cosines with the teacher's, over these.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub pair_spearman: Option<f64>,
     /// Pairs whose likeness is known.
     pub gold_pairs: u64,
     /// Spearman's coefficient of the student's cosines with the likeness, over these.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub student_gold_spearman: Option<f64>,
     /// The teacher's.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub teacher_gold_spearman: Option<f64>,
 }
 
