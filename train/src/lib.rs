@@ -97,7 +97,6 @@ fn train_and_write(
         Some(checkpoint) => resume::from_checkpoint(config, checkpoint)?,
         None => resume::from_the_start(config)?,
     };
-    RunRecord::new(&config.settings, start.state.step, false).write(&config.out)?;
     config.write_resolved()?;
     progress.start(plan.steps);
     let outcome = trainer::train(config, &student, &plan, start, (&mut log, checkpoints), progress, stop)?;

@@ -5,7 +5,7 @@ use crate::checkpoint::{Checkpoint, Checkpoints};
 use crate::config::Config;
 use crate::metrics::MetricsLog;
 use crate::optim::Moments;
-use crate::output::{Occupancy, refuse_other_settings};
+use crate::output::{Occupancy, RunRecord, refuse_other_settings};
 use crate::progress::Progress;
 use crate::student::Student;
 use crate::trainer::{RunState, Start, trainable};
@@ -76,6 +76,8 @@ pub(crate) fn from_the_start(config: &Config) -> Result<(Student, Start, Metrics
     let student = initial_student(config)?;
     let hidden = hidden_objective(config)?;
     let moments = Moments::zeros(&trainable(&student, &hidden));
+    // Before the log: a directory that holds a log and does not say whose is taken for another's.
+    RunRecord::new(&config.settings, 0, false).write(&config.out)?;
     Ok((student, Start { state: RunState::default(), hidden, moments }, MetricsLog::create(&config.out)?))
 }
 
@@ -89,6 +91,7 @@ pub(crate) fn from_checkpoint(config: &Config, checkpoint: &Checkpoint) -> Resul
     checkpoint.restore_projections(hidden.parameters())?;
     let moments = checkpoint.moments(&trainable(&student, &hidden))?;
     let log = MetricsLog::resume(&config.out, checkpoint.state().metrics_bytes)?;
+    RunRecord::new(&config.settings, checkpoint.state().run.step, false).write(&config.out)?;
     Ok((student, Start { state: checkpoint.state().run.clone(), hidden, moments }, log))
 }
 
