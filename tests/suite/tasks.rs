@@ -182,3 +182,15 @@ fn answers_are_the_students(name: &str, student: &Path, records: &[Record]) {
 fn a_student_of_every_task_is_a_teacher_of_it() {
     LESSONS.iter().for_each(Lesson::give);
 }
+
+#[test]
+fn gold_answers_asked_for_where_the_cache_holds_none_are_refused() {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let [corpus, cache, student] = ["a.jsonl", "cache", "student"].map(|name| folder.path().join(name));
+    let lines: String = (0..RECORDS).map(|n| format!("{}\n", json!({"text": text(n)}))).collect();
+    std::fs::write(&corpus, lines).expect("a temporary directory can be written");
+    ask(&data("golden/teachers/roberta-tagger"), &corpus, &cache, "");
+    let program = Program::train().arg("--cache").arg(&cache).arg("--out").arg(&student).args("--layers 1 --steps 1 --loss ce=1,gold=1");
+    program.run().refused(2, &["--loss", "no gold answer", "--label-field"]);
+    assert!(!student.exists(), "nothing is left of a refused run");
+}

@@ -3,8 +3,8 @@
 use super::TEACHER_FOLDER;
 use super::shape::parsed;
 use crate::cli::StudentArguments;
-use crate::loss::Objective;
 use crate::loss::of_task::{check_loss, default_loss};
+use crate::loss::{Objective, Part};
 use crate::student::config::StudentConfig;
 use crate::student::family::Family;
 use logitcache::cache::reader::Cache;
@@ -21,11 +21,16 @@ pub(super) fn pooling_name(pooling: Pooling) -> &'static str {
 /// The loss: what was typed, or the task's default.
 ///
 /// # Errors
-/// [`Error::Usage`] for a part that the task does not have.
+/// [`Error::Usage`] for a part that the task does not have, and for gold answers typed where the cache holds none.
 pub(super) fn objective(typed: Option<Objective>, cache: &Cache) -> Result<Objective> {
     let (task, problem) = (cache.spec().task(), cache.spec().problem());
     let Some(objective) = typed else { return default_loss(task, problem, cache.manifest().teacher.normalized).parse() };
     check_loss(&objective, task, problem)?;
+    let answers: u64 = cache.manifest().shards.iter().map(|shard| shard.masked).sum();
+    if objective.parts().any(|part| part == Part::Gold) && answers == 0 && !cache.spec().has_label_values() {
+        let remedy = "leave gold out, or let precompute write the cache again with --label-field";
+        return Err(Error::usage("--loss", "parts that the cache can teach: it holds no gold answer", "gold", remedy));
+    }
     Ok(objective)
 }
 
