@@ -11,7 +11,8 @@ fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [cache, out] = arguments.as_slice() else { bail!("usage: batch_plan CACHE OUT.json") };
     let cache = Cache::open(Path::new(cache))?;
-    let budget = cache.manifest().settings.get("batch-tokens").and_then(serde_json::Value::as_u64).context("the manifest has no batch-tokens")?;
+    let budget =
+        cache.manifest().settings.get("batch-tokens").and_then(serde_json::Value::as_u64).context("the manifest has no batch-tokens")?;
     let mut shards = Vec::new();
     for index in 0..cache.shards() {
         let shard = cache.shard(index)?;
