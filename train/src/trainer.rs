@@ -5,7 +5,7 @@ mod state;
 mod steps;
 
 pub use state::{RunState, Start, trainable};
-pub use steps::plan;
+pub use steps::{DataPosition, plan};
 
 use crate::batcher::{Step, StepArithmetic};
 use crate::checkpoint::{Checkpoints, Snapshot};
@@ -116,7 +116,7 @@ pub fn train(
         (run.state.begun, run.state.first_evaluation) = (true, run.state.evaluation);
     }
     progress.advance(run.state.step);
-    let mut steps = steps::prefetched_steps(config, plan, run.state.step);
+    let mut steps = steps::prefetched_steps(config, plan, run.state.step, run.state.position.as_ref());
     let mut signal = None;
     while run.state.step < plan.steps {
         signal = stop.arrived();
@@ -128,7 +128,9 @@ pub fn train(
             let found = format!("the end of the data after step {}", run.state.step);
             return Err(Error::invalid("rows", format!("enough for {} steps", plan.steps), found));
         };
-        run.step(&step?, milliseconds(asked_at))?;
+        let (step, next) = step?;
+        run.step(&step, milliseconds(asked_at))?;
+        run.state.position = Some(next);
         let completed = run.state.step;
         let is_last = completed == plan.steps;
         progress.advance(completed);

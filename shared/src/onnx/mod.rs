@@ -2,6 +2,7 @@
 //!
 //! - [`messages`]: the few fields of the protobuf messages that are read; everything else in a file is skipped.
 //! - [`model`]: a file in memory, its parameters, and the same file with more outputs.
+//! - [`outline`]: a file's graph without the values of its weights.
 //! - [`graph`]: who makes a tensor, what it depends on.
 //! - [`layer_norm`]: layer normalisations, whether one node, fused with a residual sum, or spelled out.
 //!
@@ -15,6 +16,7 @@ pub mod graph;
 pub mod layer_norm;
 pub mod messages;
 pub mod model;
+pub mod outline;
 pub mod write;
 pub mod written;
 
@@ -22,4 +24,5 @@ pub use builder::GraphBuilder;
 pub use graph::Graph;
 pub use layer_norm::{LayerNorm, find_layer_norms};
 pub use model::Model;
+pub use outline::read_outline;
 pub use write::write_model;
