@@ -111,12 +111,13 @@ pub fn train(
     stop: &StopSignal,
 ) -> Result<Outcome> {
     let mut run = Run::new(config, student, plan, start, (log, checkpoints), progress)?;
+    // The first rows are read while the student is first measured.
+    let mut steps = steps::prefetched_steps(config, plan, run.state.step, run.state.position.as_ref());
     if !run.state.begun {
         run.evaluate()?;
         (run.state.begun, run.state.first_evaluation) = (true, run.state.evaluation);
     }
     progress.advance(run.state.step);
-    let mut steps = steps::prefetched_steps(config, plan, run.state.step, run.state.position.as_ref());
     let mut signal = None;
     while run.state.step < plan.steps {
         signal = stop.arrived();
