@@ -350,6 +350,7 @@ impl TargetSpec {
     pub fn precision(&self) -> Precision {
         self.precision
     }
+
     /// The same promise without hidden states.
     pub fn without_hidden(&self) -> Self {
         Self { hidden_layers: Vec::new(), hidden_size: 0, ..self.clone() }
