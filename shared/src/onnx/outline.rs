@@ -169,7 +169,7 @@ mod tests {
         let graph = GraphProto { nodes: vec![node], initializers, ..GraphProto::default() };
         let path = directory.join("model.onnx");
         // Field 6 (producer_version) is one that the messages do not know, field 1 (ir_version) a number.
-        let model = ModelProto { graph: Some(graph.clone()), functions: Vec::new() }.encode_to_vec();
+        let model = ModelProto { graph: Some(graph.clone()), ..ModelProto::default() }.encode_to_vec();
         std::fs::write(&path, [&[0x32, 1, b'x'], &model[..], &[0x08, 0x88, 0x01]].concat()).unwrap();
         (path, graph)
     }
