@@ -60,6 +60,16 @@ impl RandomStream {
         mix(self.key.wrapping_add(counter.wrapping_add(1).wrapping_mul(GOLDEN)))
     }
 
+    /// How many numbers have been drawn.
+    pub fn drawn(&self) -> u64 {
+        self.counter
+    }
+
+    /// Moves to where `drawn` numbers have been drawn.
+    pub fn go_to(&mut self, drawn: u64) {
+        self.counter = drawn;
+    }
+
     /// The next 64 random bits.
     #[inline]
     pub fn next_u64(&mut self) -> u64 {

@@ -350,8 +350,9 @@ impl TargetSpec {
     pub fn precision(&self) -> Precision {
         self.precision
     }
+
     /// The same promise without hidden states.
-    pub(crate) fn without_hidden(&self) -> Self {
+    pub fn without_hidden(&self) -> Self {
         Self { hidden_layers: Vec::new(), hidden_size: 0, ..self.clone() }
     }
 }

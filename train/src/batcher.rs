@@ -56,6 +56,21 @@ impl<I: Iterator<Item = Result<Record>>> Steps<I> {
         Self { rows, targets, batch_tokens, accumulate, tokens_taken: 0, waiting: None }
     }
 
+    /// Steps of the rows that come after `tokens` tokens of the epoch, the first of which begins a step.
+    pub fn after(tokens: u64, rows: I, targets: Targets, batch_tokens: u64, accumulate: u64) -> Self {
+        Self { tokens_taken: tokens, ..Self::new(rows, targets, batch_tokens, accumulate) }
+    }
+
+    /// Tokens of the epoch in the steps given so far.
+    pub fn tokens_taken(&self) -> u64 {
+        self.tokens_taken
+    }
+
+    /// The rows, and whether the last of them has been taken and belongs to the next step.
+    pub fn rows(&self) -> (&I, bool) {
+        (&self.rows, self.waiting.is_some())
+    }
+
     fn next_step(&mut self) -> Result<Option<Step>> {
         let mut step = Step::default();
         let (mut step_number, mut window) = (None, None);

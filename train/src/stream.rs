@@ -2,15 +2,19 @@
 //!
 //! An epoch visits every row group of every shard once, in an order drawn from (seed, epoch). The rows of a group enter a buffer that
 //! holds at most [`BUFFER_TOKENS`] tokens beyond one row group; each step takes a random row out of it. So memory depends on the buffer
-//! and on one row group, not on the cache, and the order depends on nothing but the seed, the epoch and the cache. A position in the
-//! order is a count of rows taken.
+//! and on one row group, not on the cache, and the order depends on nothing but the seed, the epoch and the cache. A [`StreamPosition`] says
+//! which rows are in the buffer, so that a stream can go on from it without those that were given before.
+
+mod position;
+mod prefetch;
+
+pub use position::{RowPlace, StreamPosition};
+pub use prefetch::Prefetch;
 
 use logitcache::cache::reader::{Cache, Projection, ShardReader};
 use logitcache::cache::record::Record;
 use logitcache::error::Result;
 use logitcache::seed::{Purpose, RandomStream};
-use std::sync::mpsc::{Receiver, sync_channel};
-use std::thread::JoinHandle;
 
 /// Tokens that the shuffle buffer may hold before it gives rows back: 16 micro-batches of the default size.
 pub const BUFFER_TOKENS: usize = 32_768;
@@ -52,41 +56,53 @@ pub enum Order {
     },
 }
 
+/// A row and where it stands.
+struct Placed {
+    record: Record,
+    place: RowPlace,
+}
+
 /// A bounded buffer that gives rows back in random order.
 struct ShuffleBuffer {
-    rows: Vec<Record>,
+    rows: Vec<Placed>,
     tokens: usize,
     draws: RandomStream,
 }
 
 impl ShuffleBuffer {
-    fn push(&mut self, row: Record) {
-        self.tokens += row.input_ids.len();
+    fn push(&mut self, row: Placed) {
+        self.tokens += row.record.input_ids.len();
         self.rows.push(row);
     }
 
-    fn pop(&mut self) -> Option<Record> {
+    fn pop(&mut self) -> Option<Placed> {
         if self.rows.is_empty() {
             return None;
         }
         let row = self.rows.swap_remove(self.draws.below(self.rows.len()));
-        self.tokens -= row.input_ids.len();
+        self.tokens -= row.record.input_ids.len();
         Some(row)
     }
 }
 
-/// A row group's place: shard, group.
-type Place = (usize, usize);
+/// A row group: shard, group.
+type Group = (usize, usize);
 
 /// The rows of one epoch, read when asked for. Ends after the first error.
 pub struct RowStream {
     cache: Cache,
     projection: Projection,
     selection: Selection,
-    places: std::vec::IntoIter<Place>,
+    /// In the epoch's order.
+    groups: Vec<Group>,
+    /// How many of them have been read.
+    taken: usize,
     open: Option<(usize, ShardReader)>,
-    stored: std::vec::IntoIter<Record>,
+    stored: std::vec::IntoIter<Placed>,
     shuffled: Option<ShuffleBuffer>,
+    /// What an earlier stream gave and nobody used.
+    given_back: Option<Placed>,
+    last: Option<RowPlace>,
 }
 
 impl RowStream {
@@ -95,15 +111,13 @@ impl RowStream {
     /// # Errors
     /// A shard whose footer cannot be read.
     pub fn new(cache: &Cache, hidden_layers: &[u32], selection: Selection, order: Order) -> Result<Self> {
-        let mut places = Vec::new();
-        for shard in 0..cache.shards() {
-            // Footers alone: a file is hashed when its first row group is read, not before the first batch.
-            places.extend((0..cache.row_groups(shard)?).map(|group| (shard, group)));
-        }
+        // Footers alone: a file is hashed when its first row group is read, not before the first batch.
+        let counts = cache.row_groups()?.iter().enumerate();
+        let mut groups: Vec<Group> = counts.flat_map(|(shard, count)| (0..*count).map(move |group| (shard, group))).collect();
         let shuffled = match order {
             Order::Stored => None,
             Order::Shuffled { seed, epoch } => {
-                RandomStream::new(seed, Purpose::Shuffling, &[epoch, 0]).shuffle(&mut places);
+                RandomStream::new(seed, Purpose::Shuffling, &[epoch, 0]).shuffle(&mut groups);
                 let draws = RandomStream::new(seed, Purpose::Shuffling, &[epoch, 1]);
                 Some(ShuffleBuffer { rows: Vec::new(), tokens: 0, draws })
             }
@@ -112,27 +126,35 @@ impl RowStream {
             cache: cache.clone(),
             projection: Projection { hidden_layers: hidden_layers.to_vec() },
             selection,
-            places: places.into_iter(),
+            groups,
+            taken: 0,
             open: None,
             stored: Vec::new().into_iter(),
             shuffled,
+            given_back: None,
+            last: None,
         })
     }
 
     /// The selected rows of the next row group; nothing after the last.
-    fn next_group(&mut self) -> Result<Option<Vec<Record>>> {
-        let Some((shard, group)) = self.places.next() else { return Ok(None) };
+    fn next_group(&mut self) -> Result<Option<Vec<Placed>>> {
+        let Some((shard, group)) = self.groups.get(self.taken).copied() else { return Ok(None) };
         let reader = match self.open.take() {
             Some((open, reader)) if open == shard => reader,
             _ => self.cache.shard(shard)?,
         };
-        let mut rows = reader.read(group, &self.projection)?;
+        let records = reader.read(group, &self.projection)?;
         self.open = Some((shard, reader));
-        rows.retain(|row| self.selection.holds(row.document_id));
-        Ok(Some(rows))
+        let number = self.taken as u32;
+        self.taken += 1;
+        let placed = records.into_iter().zip(0..).map(|(record, row)| Placed { record, place: [number, row] });
+        Ok(Some(placed.filter(|row| self.selection.holds(row.record.document_id)).collect()))
     }
 
-    fn next_row(&mut self) -> Result<Option<Record>> {
+    fn next_row(&mut self) -> Result<Option<Placed>> {
+        if let Some(row) = self.given_back.take() {
+            return Ok(Some(row));
+        }
         if self.shuffled.is_none() {
             loop {
                 if let Some(row) = self.stored.next() {
@@ -156,198 +178,20 @@ impl Iterator for RowStream {
     type Item = Result<Record>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let row = self.next_row().transpose();
-        if matches!(row, Some(Err(_))) {
-            self.places = Vec::new().into_iter();
+        let row = self.next_row();
+        if row.is_err() {
+            self.taken = self.groups.len();
             self.stored = Vec::new().into_iter();
             self.shuffled = None;
         }
-        row
-    }
-}
-
-/// An iterator that runs on a thread of its own, one item ahead of the reader.
-///
-/// Three items exist at most: the reader's, the one that waits (the channel holds one), and the one being made.
-pub struct Prefetch<T> {
-    receiver: Option<Receiver<T>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl<T: Send + 'static> Prefetch<T> {
-    /// Starts `items` on a thread; dropping the result stops it after the item being made.
-    pub fn new(items: impl Iterator<Item = T> + Send + 'static) -> Self {
-        let (sender, receiver) = sync_channel(1);
-        let thread = std::thread::spawn(move || {
-            for item in items {
-                if sender.send(item).is_err() {
-                    return;
-                }
-            }
-        });
-        Self { receiver: Some(receiver), thread: Some(thread) }
-    }
-}
-
-impl<T> Prefetch<T> {
-    fn join(&mut self) {
-        self.receiver = None;
-        if let Some(thread) = self.thread.take()
-            && let Err(panic) = thread.join()
-            && !std::thread::panicking()
-        {
-            std::panic::resume_unwind(panic);
-        }
-    }
-}
-
-impl<T> Iterator for Prefetch<T> {
-    type Item = T;
-
-    fn next(&mut self) -> Option<T> {
-        let item = self.receiver.as_ref().and_then(|receiver| receiver.recv().ok());
-        if item.is_none() {
-            self.join();
-        }
-        item
-    }
-}
-
-impl<T> Drop for Prefetch<T> {
-    fn drop(&mut self) {
-        self.join();
+        row.transpose().map(|row| {
+            row.map(|row| {
+                self.last = Some(row.place);
+                row.record
+            })
+        })
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::small_cache::SmallCache;
-    use std::collections::BTreeSet;
-
-    fn cache(directory: &tempfile::TempDir, passes: u16) -> Cache {
-        Cache::open(&SmallCache { passes, ..SmallCache::default() }.write(directory.path(), "cache")).unwrap()
-    }
-
-    /// (sequence, pass) of every row, in order.
-    fn rows(cache: &Cache, selection: Selection, order: Order) -> Vec<(u64, u16)> {
-        let rows = RowStream::new(cache, &[], selection, order).unwrap();
-        rows.map(|row| row.map(|row| (row.sequence_id, row.pass)).unwrap()).collect()
-    }
-
-    #[test]
-    fn an_epoch_is_a_permutation_that_depends_on_seed_and_epoch_alone() {
-        let directory = tempfile::tempdir().unwrap();
-        let cache = cache(&directory, 2);
-        let stored = rows(&cache, Selection::All, Order::Stored);
-        assert_eq!(stored.len(), 200);
-        assert!(stored.is_sorted_by_key(|(sequence, pass)| (*pass, *sequence)));
-        let shuffled = |seed, epoch| rows(&cache, Selection::All, Order::Shuffled { seed, epoch });
-        let first = shuffled(0, 0);
-        assert_eq!(first, shuffled(0, 0), "the same name gives the same order");
-        assert_ne!(first, shuffled(0, 1));
-        assert_ne!(first, shuffled(1, 0));
-        for mut order in [first, shuffled(0, 1), shuffled(1, 0)] {
-            assert_ne!(order, stored);
-            order.sort_by_key(|(sequence, pass)| (*pass, *sequence));
-            assert_eq!(order, stored, "every row once");
-        }
-    }
-
-    #[test]
-    fn what_is_held_out_is_never_trained_on_in_any_pass() {
-        let directory = tempfile::tempdir().unwrap();
-        let cache = cache(&directory, 2);
-        let order = Order::Shuffled { seed: 5, epoch: 3 };
-        let held_out = rows(&cache, Selection::HeldOut(0.2), order);
-        let trained = rows(&cache, Selection::NotHeldOut(0.2), order);
-        assert_eq!(held_out.len() + trained.len(), 200);
-        let sequences = |rows: &[(u64, u16)]| rows.iter().map(|row| row.0).collect::<BTreeSet<_>>();
-        assert!(sequences(&held_out).is_disjoint(&sequences(&trained)));
-        assert_eq!(held_out.len(), 2 * sequences(&held_out).len(), "in both passes");
-        assert!((10..=60).contains(&held_out.len()), "{} of 200 rows for a share of 0.2", held_out.len());
-    }
-
-    #[test]
-    fn hidden_states_are_read_only_where_asked() {
-        let directory = tempfile::tempdir().unwrap();
-        let cache = cache(&directory, 1);
-        let first = |layers: &[u32]| RowStream::new(&cache, layers, Selection::All, Order::Stored).unwrap().next().unwrap().unwrap();
-        assert!(first(&[]).hidden_states.is_empty());
-        assert_eq!(first(&[2]).hidden_states[0].len(), first(&[2]).input_ids.len() * 16);
-    }
-
-    #[test]
-    fn the_buffer_does_not_grow_beyond_its_bound_and_one_group() {
-        let mut buffer = ShuffleBuffer { rows: Vec::new(), tokens: 0, draws: RandomStream::new(0, Purpose::Shuffling, &[0]) };
-        let row = |id| Record { sequence_id: id, input_ids: vec![0; 100], ..Record::default() };
-        let directory = tempfile::tempdir().unwrap();
-        let cache = SmallCache { shards_per_pass: 3, rows_per_shard: 2000, hidden_layers: vec![], ..SmallCache::default() };
-        let cache = Cache::open(&cache.write(directory.path(), "cache")).unwrap();
-        let mut stream = RowStream::new(&cache, &[], Selection::All, Order::Shuffled { seed: 0, epoch: 0 }).unwrap();
-        let largest_group = 2000 * 13;
-        let mut largest = 0;
-        while let Some(row) = stream.next() {
-            row.unwrap();
-            largest = largest.max(stream.shuffled.as_ref().unwrap().tokens);
-        }
-        assert!(largest > 0 && largest <= BUFFER_TOKENS + largest_group, "{largest} tokens");
-        (0..10).for_each(|id| buffer.push(row(id)));
-        assert_eq!(buffer.tokens, 1000);
-        let popped: BTreeSet<u64> = std::iter::from_fn(|| buffer.pop()).map(|row| row.sequence_id).collect();
-        assert_eq!((popped.len(), buffer.tokens), (10, 0));
-    }
-
-    #[test]
-    fn an_unreadable_shard_ends_the_stream_with_an_error() {
-        let directory = tempfile::tempdir().unwrap();
-        let cache = cache(&directory, 1);
-        let mut stream = RowStream::new(&cache, &[], Selection::All, Order::Stored).unwrap();
-        std::fs::remove_file(cache.directory().join("logits-00001.parquet")).unwrap();
-        let rows: Vec<bool> = stream.by_ref().map(|row| row.is_ok()).collect();
-        assert_eq!(rows.iter().filter(|ok| !**ok).count(), 1, "one error");
-        assert!(!rows[rows.len() - 1], "and nothing after it");
-    }
-
-    #[test]
-    fn a_document_is_held_out_with_all_its_sequences() {
-        let directory = tempfile::tempdir().unwrap();
-        let cache = SmallCache { sequences_per_document: 3, ..SmallCache::default() };
-        let cache = Cache::open(&cache.write(directory.path(), "cache")).unwrap();
-        let documents = |selection| -> BTreeSet<u64> {
-            RowStream::new(&cache, &[], selection, Order::Stored).unwrap().map(|row| row.unwrap().document_id).collect()
-        };
-        let (held_out, trained) = (documents(Selection::HeldOut(0.3)), documents(Selection::NotHeldOut(0.3)));
-        assert!(!held_out.is_empty() && held_out.is_disjoint(&trained), "{held_out:?}");
-        assert_eq!(held_out.len() + trained.len(), 34, "of 100 sequences, three to a document");
-    }
-
-    #[test]
-    fn a_shard_is_hashed_when_it_is_first_read() {
-        let directory = tempfile::tempdir().unwrap();
-        let cache = cache(&directory, 1);
-        let path = cache.directory().join("logits-00003.parquet");
-        let mut bytes = std::fs::read(&path).unwrap();
-        bytes[8] ^= 1;
-        std::fs::write(&path, bytes).unwrap();
-        let stream = RowStream::new(&cache, &[], Selection::All, Order::Stored).unwrap();
-        let rows: Vec<Result<Record>> = stream.collect();
-        assert_eq!(rows.len(), 76, "the rows of three sound shards, then the error");
-        let error = rows.into_iter().last().unwrap().unwrap_err().to_string();
-        assert!(error.contains("logits-00003.parquet: sha256"), "{error}");
-    }
-
-    #[test]
-    fn reading_ahead_keeps_the_order_and_stops_when_dropped() {
-        let made = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
-        let counted = made.clone();
-        let items = (0..).inspect(move |_| {
-            counted.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-        });
-        let mut ahead = Prefetch::new(items);
-        assert_eq!(ahead.by_ref().take(5).collect::<Vec<i32>>(), [0, 1, 2, 3, 4]);
-        drop(ahead);
-        let made = made.load(std::sync::atomic::Ordering::SeqCst);
-        assert!((5..=8).contains(&made), "{made} items made for 5 read");
-    }
-}
+mod tests;

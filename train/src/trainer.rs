@@ -5,7 +5,7 @@ mod state;
 mod steps;
 
 pub use state::{RunState, Start, trainable};
-pub use steps::plan;
+pub use steps::{DataPosition, plan};
 
 use crate::batcher::{Step, StepArithmetic};
 use crate::checkpoint::{Checkpoints, Snapshot};
@@ -111,12 +111,13 @@ pub fn train(
     stop: &StopSignal,
 ) -> Result<Outcome> {
     let mut run = Run::new(config, student, plan, start, (log, checkpoints), progress)?;
+    // The first rows are read while the student is first measured.
+    let mut steps = steps::prefetched_steps(config, plan, run.state.step, run.state.position.as_ref());
     if !run.state.begun {
         run.evaluate()?;
         (run.state.begun, run.state.first_evaluation) = (true, run.state.evaluation);
     }
     progress.advance(run.state.step);
-    let mut steps = steps::prefetched_steps(config, plan, run.state.step);
     let mut signal = None;
     while run.state.step < plan.steps {
         signal = stop.arrived();
@@ -128,9 +129,10 @@ pub fn train(
             let found = format!("the end of the data after step {}", run.state.step);
             return Err(Error::invalid("rows", format!("enough for {} steps", plan.steps), found));
         };
-        let (step, data_wait_ms) = (step?, milliseconds(asked_at));
+        let ((step, next), data_wait_ms) = (step?, milliseconds(asked_at));
         // On one of the pool's own threads: each of the many parallel passes of a step would be handed over to the pool and waited for otherwise.
         rayon::scope(|_| run.step(&step, data_wait_ms))?;
+        run.state.position = Some(next);
         let completed = run.state.step;
         let is_last = completed == plan.steps;
         progress.advance(completed);

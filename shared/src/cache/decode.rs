@@ -1,6 +1,7 @@
 //! Arrow columns to records: the mirror of `encode`, believing nothing but the column types, which the schema check has settled.
 
-use crate::cache::record::Record;
+use crate::cache::reader::RowCounts;
+use crate::cache::record::{IGNORED_LABEL, Record};
 use crate::cache::schema::{hidden_column, id_type};
 use crate::target::TargetSpec;
 use arrow_array::cast::AsArray;
@@ -53,6 +54,20 @@ pub(super) fn records(spec: &TargetSpec, batch: &RecordBatch) -> Decoded<Vec<Rec
         ..inputs(row, std::mem::take(&mut input_ids[row]))
     };
     Ok((0..rows).map(record).collect())
+}
+
+/// The columns that [`row_counts`] looks at, where there are such.
+pub(super) const COUNTED_COLUMNS: [&str; 3] = ["document_id", "input_ids", "labels"];
+
+/// What each row of a batch of [`COUNTED_COLUMNS`] comes to.
+pub(super) fn row_counts(spec: &TargetSpec, batch: &RecordBatch) -> Decoded<Vec<RowCounts>> {
+    let documents = scalars::<UInt64Type>(batch, "document_id")?;
+    let (starts, _) = offsets("input_ids", column(batch, "input_ids")?)?;
+    let tokens = starts.windows(2).map(|pair| usize::try_from(i64::from(pair[1]) - i64::from(pair[0])).unwrap_or(0));
+    let labels = if spec.labels_of(1) > 0 { lists::<Int32Type>(batch, "labels", None)? } else { vec![&[][..]; batch.num_rows()] };
+    let labelled = labels.into_iter().map(|labels| labels.iter().filter(|label| **label != IGNORED_LABEL).count());
+    let counts = documents.iter().zip(tokens).zip(labelled);
+    Ok(counts.map(|((document_id, tokens), labelled)| RowCounts { document_id: *document_id, tokens, labelled }).collect())
 }
 
 /// Adds the hidden states of `layers`, in that order, from a batch of the hidden file with the same rows.

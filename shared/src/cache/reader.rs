@@ -30,6 +30,22 @@ struct Opened {
     spec_without_hidden: TargetSpec,
     /// Files whose checksum this process has compared; a file is hashed once, however many epochs read it.
     verified: Mutex<BTreeSet<String>>,
+    /// Of each shard, once they have been looked up.
+    row_groups: OnceLock<Vec<usize>>,
+}
+
+/// Threads that read footers at most: beyond these a disk gains nothing.
+const FOOTER_THREADS: usize = 8;
+
+/// What is known of a row without its answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowCounts {
+    /// As [`Record::document_id`].
+    pub document_id: u64,
+    /// Its tokens.
+    pub tokens: usize,
+    /// Its labels that are not [`IGNORED_LABEL`](crate::cache::record::IGNORED_LABEL).
+    pub labelled: usize,
 }
 
 /// Which hidden columns to decode. The default reads the logits file alone.
@@ -59,7 +75,13 @@ impl Cache {
         }
         check_no_others(directory, &listed.iter().map(|entry| entry.name.as_str()).collect())?;
         let spec_without_hidden = manifest.spec.without_hidden();
-        Ok(Self(Arc::new(Opened { directory: directory.to_owned(), manifest, spec_without_hidden, verified: Mutex::default() })))
+        Ok(Self(Arc::new(Opened {
+            directory: directory.to_owned(),
+            manifest,
+            spec_without_hidden,
+            verified: Mutex::default(),
+            row_groups: OnceLock::new(),
+        })))
     }
 
     /// The run's index.
@@ -94,14 +116,44 @@ impl Cache {
         Ok(ShardReader { cache: Arc::clone(&self.0), entry: entry.clone(), logits, hidden: OnceLock::new() })
     }
 
-    /// How many row groups shard `index` of [`Self::shards`] has, by the footer of its logits file, and nothing else of it: its checksum is compared
-    /// when [`Self::shard`] opens it.
+    /// How many row groups each shard has, by the footers of the logits files, and nothing else of them: a file's checksum is compared when
+    /// [`Self::shard`] opens it. Footers are read on several threads, once in a process.
+    ///
+    /// # Errors
+    /// As for [`Self::shard`], of the first such shard.
+    pub fn row_groups(&self) -> Result<&[usize]> {
+        if let Some(known) = self.0.row_groups.get() {
+            return Ok(known);
+        }
+        let entries = &self.0.manifest.shards;
+        let read = |entry: &ShardEntry| Ok(self.0.open_unverified(Part::Logits, entry.index, &entry.logits)?.group_rows.len());
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(FOOTER_THREADS);
+        let counts: Result<Vec<usize>> = std::thread::scope(|scope| {
+            let pieces = entries.chunks(entries.len().div_ceil(threads).max(1));
+            let pieces: Vec<_> = pieces.map(|piece| scope.spawn(move || piece.iter().map(read).collect::<Result<Vec<usize>>>())).collect();
+            let joined = pieces.into_iter().map(|piece| piece.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            Ok(joined.collect::<Result<Vec<_>>>()?.concat())
+        });
+        let counts = counts?;
+        Ok(self.0.row_groups.get_or_init(|| counts))
+    }
+
+    /// What the rows of shard `index` of [`Self::shards`] come to, in order, by the few small columns that say it. The file's checksum is not
+    /// compared, which would read all of it: that is done before a row is used.
     ///
     /// # Errors
     /// As for [`Self::shard`].
-    pub fn row_groups(&self, index: usize) -> Result<usize> {
-        let entry = self.entry(index)?;
-        Ok(self.0.open_unverified(Part::Logits, entry.index, &entry.logits)?.group_rows.len())
+    pub fn row_counts(&self, index: usize) -> Result<Vec<RowCounts>> {
+        let (entry, spec) = (self.entry(index)?, &self.0.manifest.spec);
+        let file = self.0.open_unverified(Part::Logits, entry.index, &entry.logits)?;
+        let mut counts = Vec::new();
+        for group in 0..file.group_rows.len() {
+            let schema = file.metadata.schema();
+            let columns = decode::COUNTED_COLUMNS.iter().filter_map(|name| schema.column_with_name(name)).map(|(place, _)| place);
+            let mask = ProjectionMask::roots(file.metadata.parquet_schema(), columns);
+            counts.extend(decode::row_counts(spec, &file.decode(group, mask)?).map_err(|found| file.refuse(found))?);
+        }
+        Ok(counts)
     }
 
     fn entry(&self, index: usize) -> Result<&ShardEntry> {

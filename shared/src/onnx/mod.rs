@@ -2,6 +2,7 @@
 //!
 //! - [`messages`]: the few fields of the protobuf messages that are read; everything else in a file is skipped.
 //! - [`model`]: a file in memory, its parameters, and the same file with more outputs.
+//! - [`outline`]: a file's graph without the values of its weights.
 //! - [`graph`]: who makes a tensor, what it depends on.
 //! - [`layer_norm`]: layer normalisations, whether one node, fused with a residual sum, or spelled out.
 //! - [`position_wise`](mod@position_wise): the part of a graph that treats every position by itself.
@@ -18,6 +19,7 @@ pub mod graph;
 pub mod layer_norm;
 pub mod messages;
 pub mod model;
+pub mod outline;
 pub mod position_wise;
 pub mod write;
 pub mod written;
@@ -27,5 +29,6 @@ pub use edit::Edit;
 pub use graph::Graph;
 pub use layer_norm::{LayerNorm, find_layer_norms};
 pub use model::Model;
+pub use outline::read_outline;
 pub use position_wise::{Region, position_wise};
 pub use write::write_model;

@@ -32,10 +32,7 @@ impl Model {
     pub fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self> {
         let bytes = Bytes::from(bytes);
         let message = ModelProto::decode(bytes.clone()).map_err(Error::library("parse as an ONNX model", path))?;
-        if message.graph.as_ref().is_none_or(|graph| graph.nodes.is_empty()) {
-            let remedy = "export the model to ONNX again (a file in ONNX Runtime's own .ort format is not one)";
-            return Err(Error::data(path, "graph", "an ONNX graph with nodes", "none", remedy));
-        }
+        refuse_without_nodes(path, message.graph.as_ref())?;
         Ok(Self { path: path.to_owned(), bytes, message })
     }
 
@@ -108,6 +105,15 @@ impl Model {
         drop(self.message);
         edit.apply(&self.bytes).map_err(Error::library("change the graph of", &self.path))
     }
+}
+
+/// Refuses a model whose graph is missing or empty.
+pub(super) fn refuse_without_nodes(path: &Path, graph: Option<&GraphProto>) -> Result<()> {
+    if graph.is_none_or(|graph| graph.nodes.is_empty()) {
+        let remedy = "export the model to ONNX again (a file in ONNX Runtime's own .ort format is not one)";
+        return Err(Error::data(path, "graph", "an ONNX graph with nodes", "none", remedy));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

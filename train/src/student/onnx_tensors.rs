@@ -1,18 +1,18 @@
 //! First weights out of a teacher's `model.onnx`: its initialisers under their Hugging Face names.
 //!
-//! `onnx_names`, beside this file, says which initialiser is which parameter. Values are read as they are asked for: from the file's own bytes, which are held,
-//! or from the file beside it.
+//! `onnx_names`, beside this file, says which initialiser is which parameter. Values are read as they are asked for, from the file
+//! or the one beside it; those that nobody asks for stay there.
 
 use super::onnx_names::{Found, parameters};
 use super::tensor_source::TensorSource;
 use half::{bf16, f16};
 use logitcache::error::{Error, Result};
 use logitcache::onnx::messages::{EXTERNAL, TensorProto};
-use logitcache::onnx::{Graph, Model};
+use logitcache::onnx::{Graph, read_outline};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 /// The file in a directory of an export.
 pub const ONNX_FILE: &str = "model.onnx";
@@ -26,7 +26,7 @@ const REMEDY: &str = "export the teacher again without optimisation, or give its
 /// A model's parameters.
 #[derive(Debug)]
 pub struct OnnxTensors {
-    model: Model,
+    path: PathBuf,
     found: BTreeMap<String, Found>,
 }
 
@@ -36,16 +36,16 @@ impl OnnxTensors {
     /// # Errors
     /// A file that cannot be read or is no ONNX model; one whose weights were packed together or quantised by an optimiser.
     pub fn open(path: &Path) -> Result<Self> {
-        let model = Model::read(path)?;
-        let graph = Graph::new(model.graph());
+        let outline = read_outline(path)?;
+        let graph = Graph::new(&outline);
         let packed = |op_type: &str, domain: &str| PACKED.contains(&op_type) && (domain == "com.microsoft" || op_type != "Attention");
         if let Some(node) = graph.nodes().iter().find(|node| packed(&node.op_type, &node.domain)) {
             let name = if node.name.is_empty() { node.outputs.first().map_or("", String::as_str) } else { &node.name };
             let found = format!("{} with packed or quantised weights", node.op_type);
             return Err(Error::data(path, format!("node {name}"), "linear layers as MatMul or Gemm of float weights", found, REMEDY));
         }
-        let found = parameters(&graph, &model.graph().initializers);
-        Ok(Self { model, found })
+        let found = parameters(&graph, &outline.initializers);
+        Ok(Self { path: path.to_owned(), found })
     }
 
     fn refuse(&self, name: &str, expected: impl Into<String>, found: impl Into<String>) -> Error {
@@ -119,7 +119,7 @@ impl OnnxTensors {
 
 impl TensorSource for OnnxTensors {
     fn path(&self) -> &Path {
-        self.model.path()
+        &self.path
     }
 
     fn names(&self) -> Vec<String> {

@@ -1,5 +1,6 @@
 //! What a run carries from one step to the next beside the student and the optimiser's memory.
 
+use super::DataPosition;
 use crate::evaluate::Evaluation;
 use crate::kernels::ParameterRef;
 use crate::metrics::StepSums;
@@ -12,6 +13,9 @@ use serde::{Deserialize, Serialize};
 pub struct RunState {
     /// Steps done, skipped ones included: the position in the data, in the schedules and in every random stream.
     pub step: u64,
+    /// Where the next step begins in the data; what earlier versions wrote does not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub position: Option<DataPosition>,
     /// Steps without an update since a loss or gradient was not finite.
     pub skipped_steps: u64,
     /// Steps since the last logged line.

@@ -29,7 +29,7 @@ fn splitting_a_step_does_not_change_it() {
     let first = |batch_tokens: &str, accumulate: &str| {
         let extra = ["--batch-tokens", batch_tokens, "--accumulate", accumulate, "--dropout", "0.2"];
         let config = config(&cache, Path::new("out"), &extra);
-        let step = steps::epoch_steps(&config, 0).unwrap().next().unwrap().unwrap();
+        let (step, _) = steps::EpochSteps::new(&config, 0).unwrap().next().unwrap().unwrap();
         (step.micro_batches.len(), gradients(&config, &step))
     };
     let (one, (whole, whole_gradients)) = first("512", "1");
@@ -54,7 +54,7 @@ fn the_plan_counts_the_steps_that_the_stream_gives() {
         let config = config(&cache, Path::new("out"), extra);
         let plan = plan(&config).unwrap();
         for epoch in 0..3 {
-            let steps: Vec<Step> = steps::epoch_steps(&config, epoch).unwrap().map(|step| step.unwrap()).collect();
+            let steps: Vec<Step> = steps::EpochSteps::new(&config, epoch).unwrap().map(|step| step.unwrap().0).collect();
             assert_eq!(steps.len() as u64, plan.steps_per_epoch, "{extra:?}");
             assert_eq!(steps.iter().map(Step::sequences).sum::<usize>() as u64, plan.rows);
             assert_eq!(steps.iter().map(|step| step.normalisers().tokens).sum::<usize>() as u64, plan.tokens);
@@ -180,7 +180,7 @@ fn a_step_that_is_not_finite_is_skipped_as_often_as_allowed_and_then_named() {
     let hidden = crate::hidden_objective(&config).unwrap();
     let start = Start { state: RunState::default(), hidden, moments: crate::optim::Moments::zeros(student.parameters()) };
     let mut run = Run::new(&config, &student, &plan, start, (&mut log, &checkpoints), &progress).unwrap();
-    let steps: Vec<Step> = steps::epoch_steps(&config, 0).unwrap().map(|step| step.unwrap()).collect();
+    let steps: Vec<Step> = steps::EpochSteps::new(&config, 0).unwrap().map(|step| step.unwrap().0).collect();
     let values = || student.parameters().iter().map(|each| each.with_value(|values: &[f32]| values.to_vec()).unwrap()).collect::<Vec<_>>();
     let poison = || student.parameters()[3].with_gradient(|gradient: &mut [f32]| gradient[0] = f32::NAN).unwrap();
     run.step(&steps[0], 0.0).unwrap();
@@ -242,5 +242,21 @@ fn students_of_the_other_tasks_learn_and_load() {
         assert_eq!(loaded.config(), &config.student, "{task}");
         // Found finished, not trained again.
         assert!(crate::run(&config, &StopSignal::default()).unwrap().contains("nothing was trained"));
+    }
+}
+
+#[test]
+fn steps_after_any_step_are_the_same_with_and_without_a_position() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = SmallCache { passes: 2, ..SmallCache::default() }.write(directory.path(), "cache");
+    let config = config(&cache, Path::new("out"), &["--eval-fraction", "0.1", "--epochs", "2", "--accumulate", "2"]);
+    let plan = plan(&config).unwrap();
+    let all: Vec<_> = steps::prefetched_steps(&config, &plan, 0, None).map(|step| step.unwrap()).collect();
+    assert_eq!(all.len() as u64, plan.steps);
+    for (done, (_, position)) in (1..).zip(&all) {
+        for position in [None, Some(position)] {
+            let rest: Vec<_> = steps::prefetched_steps(&config, &plan, done as u64, position).map(|step| step.unwrap()).collect();
+            assert!(rest == all[done..], "after step {done}");
+        }
     }
 }
