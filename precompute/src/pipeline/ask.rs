@@ -80,6 +80,7 @@ impl Asker<'_> {
         let mut reading = Duration::ZERO;
         let (spec, task, pool, model) = (self.spec, self.task, self.pool, &self.model);
         let mut rows: Vec<Record> = plan.rows.iter().map(|row| std::mem::take(&mut records[*row])).collect();
+        let bias = self.teacher.bias();
         let asked: Vec<Vec<u16>> = rows.iter().map(|record| record.positions.clone()).collect();
         let asked: Vec<&[u16]> = asked.iter().map(Vec::as_slice).collect();
         self.teacher.run_asked(batch, &asked, |answer| {
@@ -87,7 +88,7 @@ impl Asker<'_> {
             let refusals: Vec<Result<()>> = pool.install(|| {
                 let rows = rows.par_iter_mut().enumerate();
                 // A sentence encoder's answers have no largest values to look for.
-                let scratch = || TopK::new(spec.top_k().max(1), spec.temperatures());
+                let scratch = || TopK::new(spec.top_k().max(1), spec.temperatures()).with_bias(bias.clone());
                 let filling = Filling { answer, spec, task, model };
                 rows.map_init(scratch, |top_k, (row, record)| filling.fill(record, row, top_k)).collect()
             });

@@ -113,6 +113,8 @@ pub fn session(config: &Config, inputs: &Inputs, mut prepared: Prepared) -> Resu
         let (k, temperatures) = (config.top_k.unwrap_or(DEFAULT_TOP_K) as usize, config.temperatures_for(prepared.task()));
         prepared.reduce(Reduction { k, temperatures, half: config.precision == Precision::Float16 })?;
     }
+    // The top-k reads every logit of a language model, and adds the bias on the way; where the graph has made targets, there is nothing to add.
+    prepared.leave_bias();
     let teacher = Teacher::open(&inputs.runtime, prepared, config.threads, &config.provider)?;
     let spec = config.target_spec(&inputs.facts(SessionFacts::of(&teacher)))?;
     Ok((teacher, spec))

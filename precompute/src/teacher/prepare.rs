@@ -1,6 +1,7 @@
 //! From a teacher's files to what the session is opened with: its graph is read, and the hidden states that were asked for become outputs.
 
 use super::TeacherFiles;
+use super::bias::Bias;
 use super::gather::{gather, kept};
 use super::hidden::{Encoder, Unknown};
 use super::model_config::ModelConfig;
@@ -44,6 +45,8 @@ pub struct Prepared {
     pub(super) gathers: bool,
     /// What the graph is to make of its logits.
     pub(super) reduction: Option<FittingReduction>,
+    /// What the graph is not to add to its logits.
+    pub(super) bias: Option<Bias>,
     pub(super) config: ModelConfig,
     pub(super) task: TeacherTask,
     /// The output that is read.
@@ -101,7 +104,7 @@ impl Prepared {
         let inner: BTreeSet<&str> = self.hidden_tensors.values().map(String::as_str).collect();
         let inner = inner.into_iter().filter(|name| !outputs(&model).any(|output| output == *name));
         let inner: Vec<String> = inner.map(str::to_owned).collect();
-        if !self.gathers && self.reduction.is_none() {
+        if !self.gathers && self.reduction.is_none() && self.bias.is_none() {
             return Ok((!inner.is_empty()).then(|| model.into_bytes_with_outputs(inner.iter().map(String::as_str))));
         }
         let mut edit = Edit::default();
@@ -110,10 +113,18 @@ impl Prepared {
             let failed = |reason: String| Error::invalid("positions to gather", "those that were found before", reason);
             gather(&model, &self.output, &kept(self), &mut edit).map_err(failed)?;
         }
+        if let Some(bias) = &self.bias {
+            bias.take_out(&self.output, &mut edit);
+        }
         if let Some(FittingReduction { reduction, .. }) = &self.reduction {
             reduce(reduction, model.opset(), &self.output, &mut edit);
         }
         model.into_edited_bytes(&edit).map(Some)
+    }
+
+    /// The output of the changed graph that is read.
+    pub(super) fn read_output(&self) -> &str {
+        self.bias.as_ref().map_or(&self.output, |bias| &bias.product)
     }
 
     /// Every file the answers depend on: the model, then those with its external data, sorted.
@@ -173,6 +184,7 @@ pub fn prepare_for(purpose: Purpose, files: &TeacherFiles, layers: &HiddenLayers
         graph: Some(model),
         gathers: false,
         reduction: None,
+        bias: None,
         notes: Vec::new(),
         config,
         task,

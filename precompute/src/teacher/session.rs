@@ -11,6 +11,7 @@ use logitcache::target::Task;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::session::{HasSelectedOutputs, OutputSelector, RunOptions, Session, SessionInputValue};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Execution providers this build has; a provider that ONNX Runtime cannot register is an error, never a fallback.
 pub const PROVIDERS: &[&str] = if cfg!(feature = "cuda") { &["cpu", CUDA] } else { &["cpu"] };
@@ -54,6 +55,7 @@ pub struct Teacher {
     first_position: i64,
     gathers: bool,
     reduction: Option<FittingReduction>,
+    bias: Option<Arc<[f32]>>,
     notes: Vec<String>,
 }
 
@@ -96,7 +98,7 @@ impl Teacher {
         let hidden_layers: Vec<u32> = prepared.hidden_tensors().keys().copied().collect();
         let hidden_outputs: Vec<String> = prepared.hidden_tensors().values().cloned().collect();
         let names: std::collections::BTreeSet<&String> = hidden_outputs.iter().collect();
-        let answers = if prepared.reduction.is_some() { &reduce::OUTPUTS[..] } else { &[prepared.output.as_str()] };
+        let answers = if prepared.reduction.is_some() { &reduce::OUTPUTS[..] } else { &[prepared.read_output()] };
         let names = answers.iter().copied().chain(names.into_iter().map(String::as_str));
         let selector = names.fold(OutputSelector::no_default(), |selector, name| selector.with(name));
         let options = RunOptions::new().map_err(Error::library("prepare a run of", &model))?.with_outputs(selector);
@@ -118,7 +120,7 @@ impl Teacher {
             summary,
             hidden_outputs,
             hidden_layers,
-            shape: OutputShape::of(prepared.task.task, &prepared.output),
+            shape: OutputShape::of(prepared.task.task, prepared.read_output()),
             width: 0,
             vocabulary_size: 0,
             hidden_size: 0,
@@ -126,6 +128,7 @@ impl Teacher {
             first_position: i64::from(prepared.config.first_position),
             gathers: prepared.gathers,
             reduction: prepared.reduction.clone(),
+            bias: prepared.bias.as_ref().map(|bias| bias.values.clone()),
             notes: prepared.notes.clone(),
         };
         teacher.probe(&prepared)?;
@@ -165,6 +168,11 @@ impl Teacher {
     /// Tokens of a sequence at most, where config.json says so.
     pub fn maximum_length(&self) -> Option<usize> {
         self.maximum_length
+    }
+
+    /// `[width]`: what is still to be added to every row of logits, where [`Prepared::leave_bias`] has taken it out of the graph.
+    pub fn bias(&self) -> Option<Arc<[f32]>> {
+        self.bias.clone()
     }
 
     /// Whether the graph computes no answers but for the positions asked.

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 mod asked;
+mod bias;
 mod families;
 
 #[derive(Deserialize)]

@@ -33,6 +33,8 @@ pub struct Edit {
     constants: Vec<TensorProto>,
     inputs: Vec<Value>,
     outputs: Vec<String>,
+    removed: BTreeSet<usize>,
+    hidden: BTreeSet<String>,
     untyped: BTreeSet<String>,
 }
 
@@ -50,6 +52,16 @@ impl Edit {
     /// Makes a node read the tensor `to` wherever it reads `from`.
     pub fn redirect(&mut self, node: usize, from: &str, to: &str) {
         self.redirected.entry(node).or_default().insert(from.to_owned(), to.to_owned());
+    }
+
+    /// Takes a node out, whose outputs then have no maker.
+    pub fn remove(&mut self, node: usize) {
+        self.removed.insert(node);
+    }
+
+    /// Makes an output of the file no output any more.
+    pub fn hide(&mut self, tensor: &str) {
+        self.hidden.insert(tensor.to_owned());
     }
 
     /// Adds a constant.
@@ -104,15 +116,17 @@ impl Edit {
                         message::encode(field::NODES, inserted, &mut bytes);
                         pieces.push(Cow::Owned(bytes));
                     }
-                    pieces.push(match self.redirected.get(node) {
-                        None => Cow::Borrowed(found.whole),
-                        Some(exchanged) => Cow::Owned(redirected(found.content, exchanged)?),
-                    });
+                    match self.redirected.get(node) {
+                        _ if self.removed.contains(node) => {}
+                        None => pieces.push(Cow::Borrowed(found.whole)),
+                        Some(exchanged) => pieces.push(Cow::Owned(redirected(found.content, exchanged)?)),
+                    }
                     *node += 1;
                 }
                 field::OUTPUTS | field::INNER_TYPES => {
                     let name = ValueInfoProto::decode(found.content)?.name;
                     match (self.untyped.contains(&name), found.number) {
+                        _ if self.hidden.contains(&name) => {}
                         (false, _) => pieces.push(Cow::Borrowed(found.whole)),
                         (true, field::OUTPUTS) => pieces.push(Cow::Owned(untyped_output(&name))),
                         (true, _) => {}

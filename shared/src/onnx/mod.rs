@@ -6,7 +6,7 @@
 //! - [`graph`]: who makes a tensor, what it depends on.
 //! - [`layer_norm`]: layer normalisations, whether one node, fused with a residual sum, or spelled out.
 //! - [`position_wise`](mod@position_wise): the part of a graph that treats every position by itself.
-//! - [`edit`]: the same file with nodes put in, inputs of nodes exchanged, inputs and outputs added.
+//! - [`edit`]: the same file with nodes put in, nodes taken out, inputs of nodes exchanged, inputs and outputs added.
 //!
 //! - [`builder`], [`written`], [`mod@write`]: a graph put together here, its messages, its file.
 //!
