@@ -104,9 +104,9 @@ impl Projection {
             return Ok(());
         }
         let (slopes, x) = (Matrix::strided(&dy.values[dy.first..], rows, outputs, dy.row_stride), Matrix::new(x, rows, inputs));
-        self.weight.with_gradient(|sink: &mut [T]| match self.inputs_first {
-            true => multiply(sink, outputs, true, x.transposed(), slopes, Threads::All),
-            false => multiply(sink, inputs, true, slopes.transposed(), x, Threads::All),
+        self.weight.add_gradient(|sink: &mut [T], accumulate| match self.inputs_first {
+            true => multiply(sink, outputs, accumulate, x.transposed(), slopes, Threads::All),
+            false => multiply(sink, inputs, accumulate, slopes.transposed(), x, Threads::All),
         })?;
         match &self.bias {
             Some(bias) => bias.with_gradient(|sink: &mut [T]| add_column_sums(dy.values, dy.row_stride, dy.first, sink)),
