@@ -122,6 +122,7 @@ bench-models: $(PEERS)/ready ## make the benchmark's teachers and corpora in tar
 	$(PEERS)/bin/python tests/python/peers/make_models.py $(BENCH)/models
 
 bench-precompute: build onnxruntime bench-models ## measure precompute beside the bare session and the Python peer
+	$(CARGO) build --release --locked --workspace --example batch_plan
 	$(call measure,precompute)
 
 bench-train: build onnxruntime bench-models ## measure a training step beside PyTorch's in each of its modes

@@ -3,8 +3,7 @@
 import argparse
 import json
 import shutil
-import subprocess
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from rounds import Contender, Peer, compare, interleave, run_program
@@ -19,18 +18,19 @@ class Case:
     documents: int
     # Whether the Python peer, which asks about every position, does the same work.
     peer: bool = True
-    bare_flags: list = field(default_factory=list)
+    # Whether a run that stores no hidden states is timed as well: they are most of what is written.
+    without_states: bool = False
 
 
 FULL_ROWS = ["--min-tokens", "128", "--shard-sequences", "32"]
 CASES = {
     # Rows of 128 tokens, nothing padded.
     "base": Case("models/base", "models/long.txt", FULL_ROWS, 5),
-    "small": Case("models/small", "models/long.txt", ["--min-tokens", "128", "--shard-sequences", "128"], 40),
+    "small": Case("models/small", "models/long.txt", ["--min-tokens", "128", "--shard-sequences", "128"], 40, without_states=True),
     # Lengths of natural text.
     "base-lines": Case("models/base", "models/lines.txt", ["--shard-sequences", "64"], 100),
     "small-lines": Case("models/small", "models/lines.txt", ["--shard-sequences", "256"], 800),
-    "demo": Case("data/teacher", "data/corpus/train.txt", ["--shard-sequences", "256"], 1500),
+    "demo": Case("data/teacher", "data/corpus/train.txt", ["--shard-sequences", "256"], 1500, without_states=True),
     # The masked 15 % asked, beside the bare run that computes the logits of every position.
     "base-masked": Case("models/base", "models/long.txt", [*FULL_ROWS, "--positions", "masked"], 5, peer=False),
     "small-masked": Case("models/small", "models/long.txt", ["--min-tokens", "128", "--shard-sequences", "128", "--positions", "masked"], 40, peer=False),
@@ -57,8 +57,7 @@ def measure(name: str, case: Case, options: argparse.Namespace) -> dict:
     first = work / "first"
     run_program(command(first, case.flags))
     plan = work / "plan.json"
-    example = ["cargo", "run", "--quiet", "--release", "--locked", "--package", "precompute", "--example", "batch_plan", "--", first, plan]
-    subprocess.run([str(part) for part in example], check=True)
+    run_program([options.bin / "examples" / "batch_plan", first, plan])
     budget = json.loads((first / "manifest.json").read_text())["settings"]["batch-tokens"]
 
     def ours(flags: list) -> dict:
@@ -79,13 +78,12 @@ def measure(name: str, case: Case, options: argparse.Namespace) -> dict:
     if case.peer:
         peers.append(Peer("precompute_onnxruntime.py", arguments, options.threads))
         contenders.append(Contender("Python peer", lambda: peers[1].ask("pipeline"), " ".join(peers[1].command)))
-        contenders.append(
-            Contender(
-                "precompute, no hidden states", lambda: ours([*case.flags, "--hidden-layers", "none"]), "the same with --hidden-layers none"
-            )
-        )
-    for contender in contenders[1:3]:
-        contender.round()
+    if case.without_states:
+        flags = [*case.flags, "--hidden-layers", "none"]
+        contenders.append(Contender("precompute, no hidden states", lambda: ours(flags), " ".join(map(str, command(Path("OUT"), flags)))))
+    for peer, word in zip(peers, ("bare", "pipeline")):
+        # Loads the model, and the session finds out how much memory it needs.
+        peer.ask(word)
     try:
         others = interleave(contenders, options.rounds, peers)
     finally:

@@ -33,7 +33,7 @@ CASES = {
     "small": Case("models/small", "models/long.txt", 4, 16, 128, 40),
     "demo": Case("data/teacher", "data/corpus/train.txt", 6, 23, 89, 2000, ["--long-documents", "truncate"]),
 }
-MODES = list(product(["eager", "compile"], ["fp32", "bf16"], [False, True]))
+MODES = list(product(["fp32", "bf16"], ["eager", "compile"], [True, False]))
 
 
 def train(options: argparse.Namespace):
@@ -78,25 +78,30 @@ def name_of(mode: str, dtype: str, tuned: bool) -> str:
     return f"PyTorch {mode} {dtype}" + (", malloc tuned" if tuned else "")
 
 
-def survey(options: argparse.Namespace, case: Case, cache: Path) -> dict:
-    """Milliseconds of a step in each mode, alone on the machine: which mode is the best of its precision."""
-    found: dict = {}
-    for mode, dtype, tuned in MODES:
+def survey(options: argparse.Namespace, name: str, case: Case, cache: Path) -> dict:
+    """Milliseconds of a step in each mode, alone on the machine: which mode is the best of its precision. Kept, and read again by later runs."""
+    kept = options.work / "train" / f"{name}-modes.json"
+    found = json.loads(kept.read_text()) if kept.exists() else {}
+    for dtype, mode, tuned in MODES:
+        label = name_of(mode, dtype, tuned)
+        if label in found:
+            continue
         peer = torch_peer(options, case, cache, mode, dtype, tuned)
         # The second step of a compiled mode may compile again.
         peer.ask("steps 2")
-        one = peer.ask("steps 1")["step_ms"]
-        best = min((each["step_ms"] for each in found.values()), default=one)
-        answer = peer.ask("steps 5") if one < HOPELESS * best else {"step_ms": one, "peak_mb": 0.0}
+        answer = peer.ask("steps 1")
+        if answer["step_ms"] < HOPELESS * min((each["step_ms"] for each in found.values()), default=answer["step_ms"]):
+            answer = peer.ask("steps 5")
         peer.end()
-        found[name_of(mode, dtype, tuned)] = {"mode": [mode, dtype, tuned], "step_ms": answer["step_ms"], "peak_mb": answer["peak_mb"]}
-        print(f"  {name_of(mode, dtype, tuned)}: {answer['step_ms']:.0f} ms a step", file=sys.stderr, flush=True)
+        found[label] = {"mode": [mode, dtype, tuned], "step_ms": answer["step_ms"], "peak_mb": answer["peak_mb"]}
+        kept.write_text(json.dumps(found, indent=1))
+        print(f"  {label}: {answer['step_ms']:.0f} ms a step", file=sys.stderr, flush=True)
     return found
 
 
 def against_torch(name: str, case: Case, options: argparse.Namespace) -> dict:
     cache = cache_of(name, case, options, "tokens")
-    modes = survey(options, case, cache)
+    modes = survey(options, name, case, cache)
     best = {dtype: min((each for each in modes.values() if each["mode"][1] == dtype), key=lambda each: each["step_ms"]) for dtype in ("fp32", "bf16")}
     peers, contenders = [], []
     steps = max(2, round(options.seconds * 1e3 / best["fp32"]["step_ms"]))
