@@ -7,7 +7,7 @@ use super::element::Element;
 use super::head_objectives::RowObjectives;
 use super::head_row::{RowLosses, RowObjective, RowTargets, differentiate_row};
 use super::level::Level;
-use super::matrix::{Matrix, Threads, add_column_sums, multiply, product};
+use super::matrix::{Matrix, add_column_sums, multiply_in, product_in};
 use super::parameter::{Affine, ParameterRef};
 use super::precomputed::{Gradients, precomputed};
 use super::storage::{check_parameter, failure, for_dtype, rows_and_width, with_slice};
@@ -131,6 +131,7 @@ fn run<T: Element>(
     tracked: bool,
 ) -> Result<(RowLosses, Option<Gradients<T>>)> {
     let (rows, vocabulary, level) = (x.len() / width, decoder.weight.elements() / width, Level::best());
+    let precision = decoder.weight.precision();
     let chunk = rows_per_chunk(rows, vocabulary);
     let mut logits = vec![T::zero(); chunk.min(rows) * vocabulary];
     let mut sums = RowLosses::default();
@@ -144,7 +145,7 @@ fn run<T: Element>(
                 let count = chunk.min(rows - first);
                 let logits = &mut logits[..count * vocabulary];
                 let x = Matrix::new(&x[first * width..(first + count) * width], count, width);
-                multiply(logits, vocabulary, false, x, weight.transposed(), Threads::All);
+                multiply_in(precision, logits, vocabulary, false, x, weight.transposed());
                 let losses: Vec<RowLosses> = logits
                     .par_chunks_mut(vocabulary)
                     .enumerate()
@@ -155,11 +156,11 @@ fn run<T: Element>(
                 losses.iter().for_each(|row| sums += *row);
                 if tracked {
                     let slopes = Matrix::new(logits, count, vocabulary);
-                    multiply(&mut row_gradients[first * width..], width, false, slopes, weight, Threads::All);
+                    multiply_in(precision, &mut row_gradients[first * width..], width, false, slopes, weight);
                     if first == 0 {
-                        weight_gradient = product(slopes.transposed(), x, Threads::All);
+                        weight_gradient = product_in(precision, slopes.transposed(), x);
                     } else {
-                        multiply(&mut weight_gradient, width, true, slopes.transposed(), x, Threads::All);
+                        multiply_in(precision, &mut weight_gradient, width, true, slopes.transposed(), x);
                     }
                     add_column_sums(logits, vocabulary, 0, &mut bias_gradient);
                 }

@@ -9,6 +9,7 @@ use super::element::Element;
 use super::linear::{Columns, add_weight_gradients, backward_affine, forward, forward_affine, input_gradient, keep, outputs_of, taken};
 use super::packing::Packing;
 use super::parameter::{Affine, ParameterRef};
+use super::precision::Precision;
 use super::storage::{failure, for_dtype, rows_and_width, slice_of, tensor_of, with_slice};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use std::sync::{Arc, Mutex};
@@ -91,6 +92,10 @@ impl<T: Element> SelfAttention<T> {
         [&self.parameters.query, &self.parameters.key, &self.parameters.value]
     }
 
+    fn precision(&self) -> Precision {
+        self.parameters.query.weight.precision()
+    }
+
     fn stacked(&self, pick: impl Fn(&Affine) -> &ParameterRef) -> Result<Vec<T>> {
         let mut stacked = Vec::with_capacity(3 * pick(self.projections()[0]).elements());
         for affine in self.projections() {
@@ -107,7 +112,7 @@ impl<T: Element> CustomOp1 for SelfAttention<T> {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = slice_of(self.name(), storage, layout)?;
-        let qkv: Vec<T> = forward(x, &self.stacked(|affine| &affine.weight)?, &self.stacked(|affine| &affine.bias)?);
+        let qkv: Vec<T> = forward(self.precision(), x, &self.stacked(|affine| &affine.weight)?, &self.stacked(|affine| &affine.bias)?);
         let (context, normalisers) = self.attention().forward(&qkv)?;
         let y = forward_affine(&context, &self.parameters.output)?;
         keep(&self.saved, Saved { qkv, context, normalisers }, self.tracked);
@@ -124,7 +129,7 @@ impl<T: Element> CustomOp1 for SelfAttention<T> {
             }
             Ok::<_, candle_core::Error>(())
         })??;
-        let dx = input_gradient(&slopes, &self.stacked(|affine| &affine.weight)?, 3 * self.width);
+        let dx = input_gradient(self.precision(), &slopes, &self.stacked(|affine| &affine.weight)?, 3 * self.width);
         Ok(Some(tensor_of(dx, x.shape())?))
     }
 }
