@@ -12,7 +12,7 @@ SEED ?= 0
 RUNTIME = $(abspath $(firstword $(wildcard $(TARGET)/onnxruntime/libonnxruntime.*)))
 
 .DEFAULT_GOAL := help
-.PHONY: help build onnxruntime demo test test-transformers bench lint clean
+.PHONY: help build onnxruntime demo test test-transformers bench bench-kernels bench-models bench-precompute bench-train bench-memory bench-size bench-table lint clean
 .DELETE_ON_ERROR:
 
 help: ## list these commands
@@ -104,10 +104,43 @@ $(TRANSFORMERS)/students:
 	$(foreach teacher,$(sort $(foreach student,$(STUDENTS),$(call teacher_of,$(student)))),$(call make_cache,$(teacher)))
 	$(foreach student,$(STUDENTS),$(call make_student,$(student)))
 
-bench: build ## measure the top-k, a training step, and the memory of training on the demo's two caches
+# Ours and the Python peers in turn; each stage stands alone, and `make bench-train ONLY=small` takes one case of it. tests/BENCHMARKS.md has
+# what they gave.
+BENCH := $(TARGET)/bench
+PEERS := $(TARGET)/venv-peers
+ONLY ?=
+ROUNDS ?= 5
+measure = $(PEERS)/bin/python tests/python/peers/bench.py $(1) --bin $(BIN) --work $(BENCH) --rounds $(ROUNDS) $(if $(ONLY),--only $(ONLY))
+
+bench: bench-kernels bench-precompute bench-train bench-memory bench-size ## measure everything against ONNX Runtime, PyTorch and pyarrow (an hour; fetches 3 GB)
+
+bench-kernels: build ## measure the top-k beside a plain sum, and a training step beside its bare matrix products
 	$(CARGO) bench --locked --package precompute --bench topk
 	$(CARGO) bench --locked --package train --bench kernels -- demo 10
-	$(CARGO) bench --locked --package train --bench memory
+
+bench-models: $(PEERS)/ready ## make the benchmark's teachers and corpora in target/bench/models
+	$(PEERS)/bin/python tests/python/peers/make_models.py $(BENCH)/models
+
+bench-precompute: build onnxruntime bench-models ## measure precompute beside the bare session and the Python peer
+	$(call measure,precompute)
+
+bench-train: build onnxruntime bench-models ## measure a training step beside PyTorch's in each of its modes
+	$(call measure,train)
+
+bench-memory: build onnxruntime $(PEERS)/ready ## measure peak memory at one and at ten times the corpus
+	$(call measure,memory)
+
+bench-size: build onnxruntime $(PEERS)/ready ## sizes of the programs and seconds to the first batch
+	$(call measure,size)
+
+bench-table: $(PEERS)/ready ## print the tables of what was measured last
+	$(call measure,table)
+
+$(PEERS)/ready: tests/python/peers/requirements.txt
+	rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
 
 lint: ## formatting, clippy and documentation, warnings as errors
 	$(CARGO) fmt --all --check

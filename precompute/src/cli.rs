@@ -31,12 +31,30 @@ pub enum Request {
     Precompute(Box<Arguments>),
     /// Time models.
     Time(TimeArguments),
+    /// Compare caches.
+    Compare(CompareArguments),
 }
 
 #[derive(Clone, Debug, Subcommand)]
 enum Subcommands {
     /// Measure the forward time of ONNX models side by side
     Time(TimeArguments),
+    /// Measure how far the answers of one cache are from those of another
+    Compare(CompareArguments),
+}
+
+/// `precompute compare`.
+#[derive(Clone, Debug, Args)]
+pub struct CompareArguments {
+    /// Two caches of the same rows and positions: KL(A || B) is measured.
+    #[arg(value_names = ["CACHE_A", "CACHE_B"], num_args = 2, required = true)]
+    pub caches: Vec<PathBuf>,
+    /// What logits are divided by; a temperature that both caches store.
+    #[arg(long, value_name = "NUMBER", default_value_t = 1.0)]
+    pub temperature: f32,
+    /// Where to write the figures as JSON, beside the table that is printed.
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
 }
 
 /// `precompute time`.
@@ -74,8 +92,10 @@ pub fn parse(typed: impl IntoIterator<Item = OsString>) -> Result<Request, clap:
     if matches.subcommand().is_none() {
         return Ok(Request::Precompute(Box::new(Arguments::from_arg_matches(&matches)?)));
     }
-    let Subcommands::Time(arguments) = Subcommands::from_arg_matches(&matches)?;
-    Ok(Request::Time(arguments))
+    Ok(match Subcommands::from_arg_matches(&matches)? {
+        Subcommands::Time(arguments) => Request::Time(arguments),
+        Subcommands::Compare(arguments) => Request::Compare(arguments),
+    })
 }
 
 /// The flags of a cache, with the subcommand beside them.
@@ -195,9 +215,14 @@ pub struct TeacherArguments {
     /// the demo's teacher gives the same bits on 1 to 8. A teacher whose sums are split by thread could differ in a last bit.
     #[arg(long, value_name = "COUNT")]
     pub threads: Option<usize>,
-    /// Tokens of one batch, padding included. It changes speed and memory (the logits of a batch take 4 bytes x vocabulary a token).
-    #[arg(long, value_name = "TOKENS", default_value_t = 4096)]
-    pub batch_tokens: usize,
+    /// Tokens of one batch, padding included. By default the size with which this machine's teacher is fastest, measured for at most 3 seconds at
+    /// the start and kept in the manifest; a run that goes on takes what the cache was begun with.
+    #[arg(long, value_name = "TOKENS")]
+    pub batch_tokens: Option<usize>,
+    /// Memory for batches and shards, beside the model, such as 2GB: no batch is larger than it allows. By default half of what the machine, or the
+    /// control group, has.
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<String>,
     /// The ONNX Runtime shared library. Without it: ORT_DYLIB_PATH, beside the executable, an installed Python onnxruntime, the system.
     #[arg(long, value_name = "FILE")]
     pub onnxruntime: Option<PathBuf>,
@@ -264,6 +289,14 @@ mod tests {
         let Request::Time(time) = parse(typed).expect("a valid line") else { panic!("a subcommand") };
         assert_eq!((time.models.len(), time.batch, time.length, time.rounds), (2, vec![1, 8], 128, 2));
         assert!(parse(["precompute", "time"].map(OsString::from)).is_err(), "no model to time");
+    }
+
+    #[test]
+    fn caches_are_compared_by_a_subcommand() {
+        let typed = |line: &str| parse(line.split_whitespace().map(OsString::from));
+        let Ok(Request::Compare(compare)) = typed("precompute compare a b --out c.json") else { panic!("a subcommand") };
+        assert_eq!((compare.caches.len(), compare.temperature, compare.out), (2, 1.0, Some(PathBuf::from("c.json"))));
+        assert!(typed("precompute compare a").is_err() && typed("precompute compare a b c").is_err());
     }
 
     #[test]

@@ -34,8 +34,10 @@ pub struct Config {
     pub provider: String,
     /// Threads of the teacher, and of the work around it.
     pub threads: usize,
-    /// Tokens of a batch, padding included; at least the longest sequence.
-    pub batch_tokens: usize,
+    /// Tokens of a batch, padding included, where they were typed; at least the longest sequence.
+    pub batch_tokens: Option<usize>,
+    /// Bytes for batches and shards, where they were typed.
+    pub memory: Option<u64>,
     /// Files and directories, in the order typed.
     pub corpus: Vec<PathBuf>,
     /// How they are read.
@@ -106,6 +108,7 @@ impl Config {
             provider: teacher.provider,
             threads: teacher.threads.unwrap_or(cores.max(1)),
             batch_tokens: teacher.batch_tokens,
+            memory: teacher.memory.as_deref().map(memory).transpose()?,
             reading: corpus::reading(&corpus, out.as_deref().filter(|_| !output.dry_run))?,
             windows: corpus::windows(&corpus)?,
             corpus: corpus.corpus,
@@ -144,11 +147,16 @@ fn check_teacher(teacher: &TeacherArguments, max_length: usize) -> Result<()> {
     if let Some(threads) = teacher.threads {
         at_least_one("--threads", threads)?;
     }
-    if teacher.batch_tokens < max_length {
+    if let Some(batch_tokens) = teacher.batch_tokens.filter(|tokens| *tokens < max_length) {
         let expected = format!("at least one sequence, the {max_length} of --max-length");
-        return Err(Error::usage("--batch-tokens", expected, teacher.batch_tokens.to_string(), "raise it, or lower --max-length"));
+        return Err(Error::usage("--batch-tokens", expected, batch_tokens.to_string(), "raise it, or lower --max-length"));
     }
     Ok(())
+}
+
+fn memory(typed: &str) -> Result<u64> {
+    crate::memory::parse(typed)
+        .ok_or_else(|| Error::usage("--memory", "a size such as 2GB or 800MB", format!("`{typed}`"), "type one, or leave the flag out"))
 }
 
 fn precision(typed: &str) -> Result<Precision> {

@@ -2,9 +2,11 @@
 
 use crate::config::Config;
 use crate::config::by_task::DEFAULT_TOP_K;
+use crate::memory;
 use crate::pipeline::ask::Asker;
 use crate::pipeline::produce::{PassCounts, ShardWork, batches, read_pass};
 use crate::pipeline::question::Questioner;
+use crate::pipeline::sizing::{self, Sizing};
 use crate::pipeline::{Stop, inputs, session, thread_pool};
 use crate::progress::Progress;
 use crate::window::Sequence;
@@ -30,6 +32,9 @@ const SIZES_OF_K: [usize; 5] = [8, 16, 32, 64, 128];
 pub struct Estimate {
     counts: PassCounts,
     passes: u16,
+    /// Tokens of a batch, and how they were found.
+    batch_tokens: usize,
+    batch_origin: String,
     /// Tokens of one pass, padding included.
     padded_tokens: u64,
     sample: ShardEntry,
@@ -56,8 +61,14 @@ pub fn estimate(config: &Config, scratch: &Path, stop: &Stop, progress: &mut Pro
     let facts = inputs::SessionFacts::of(&teacher);
     let spec = config.target_spec(&inputs.facts(facts))?;
 
+    let demand = sizing::demand(config, &teacher, &spec);
+    let model = inputs.files.model.clone();
+    let mut asker = Asker { teacher, spec: &wide_spec, task: &task, pool: &pool, model, teacher_time: Duration::ZERO };
+    let sizing = Sizing { config, source: &inputs.source, pool: &pool, stop };
+    let (batch_tokens, batch_origin) = sizing.decide(&mut asker, &demand, None, progress)?;
+
     progress.note("reading the corpus");
-    let mut survey = Survey::new(config);
+    let mut survey = Survey::new(config.shard_sequences, batch_tokens);
     let (counts, ended) = read_pass(config, &inputs.source, &pool, stop, |sequence, _| survey.take(sequence))?;
     if !ended {
         return Err(interrupted(stop));
@@ -71,12 +82,10 @@ pub fn estimate(config: &Config, scratch: &Path, stop: &Stop, progress: &mut Pro
     let work = |questions: &[_]| ShardWork {
         index: 0,
         pass: 0,
-        batches: batches(questions, config.batch_tokens, pad_id),
+        batches: batches(questions, batch_tokens, pad_id),
         questions: questions.to_vec(),
         share: [0.0, 1.0],
     };
-    let model = inputs.files.model.clone();
-    let mut asker = Asker { teacher, spec: &wide_spec, task: &task, pool: &pool, model, teacher_time: Duration::ZERO };
     asker.ask(&work(&questions[..questions.len().min(WARM_UP_SEQUENCES)]), |_, _| {})?;
     let started = Instant::now();
     let answer = asker.ask(&work(&questions), |_, _| {})?;
@@ -90,6 +99,8 @@ pub fn estimate(config: &Config, scratch: &Path, stop: &Stop, progress: &mut Pro
     Ok(Estimate {
         counts,
         passes: config.passes,
+        batch_tokens,
+        batch_origin,
         padded_tokens,
         sample: encode(scratch, &spec, records)?,
         lost_mass,
@@ -104,8 +115,9 @@ fn interrupted(stop: &Stop) -> Error {
 }
 
 /// Counts the padding of every shard, and keeps an even sample of sequences: every stride-th, the stride doubling when the sample is full.
-struct Survey<'a> {
-    config: &'a Config,
+struct Survey {
+    shard_sequences: usize,
+    batch_tokens: usize,
     sample: Vec<Sequence>,
     stride: usize,
     taken: usize,
@@ -113,15 +125,15 @@ struct Survey<'a> {
     padded_tokens: u64,
 }
 
-impl<'a> Survey<'a> {
-    fn new(config: &'a Config) -> Self {
-        Self { config, sample: Vec::new(), stride: 1, taken: 0, lengths: Vec::new(), padded_tokens: 0 }
+impl Survey {
+    fn new(shard_sequences: usize, batch_tokens: usize) -> Self {
+        Self { shard_sequences, batch_tokens, sample: Vec::new(), stride: 1, taken: 0, lengths: Vec::new(), padded_tokens: 0 }
     }
 
     /// Always true: a survey reads to the end.
     fn take(&mut self, sequence: Sequence) -> bool {
         self.lengths.push(sequence.input_ids.len());
-        if self.lengths.len() == self.config.shard_sequences {
+        if self.lengths.len() == self.shard_sequences {
             self.close_shard();
         }
         if self.taken.is_multiple_of(self.stride) {
@@ -142,7 +154,7 @@ impl<'a> Survey<'a> {
     }
 
     fn close_shard(&mut self) {
-        let plans = crate::batch::plan(&self.lengths, self.config.batch_tokens);
+        let plans = crate::batch::plan(&self.lengths, self.batch_tokens);
         self.padded_tokens += plans.iter().map(|plan| plan.padded_tokens() as u64).sum::<u64>();
         self.lengths.clear();
     }
@@ -218,6 +230,7 @@ impl fmt::Display for Estimate {
         writeln!(formatter, "sequences   {}{each}", counts.sequences)?;
         writeln!(formatter, "tokens      {tokens}")?;
         let padding = 1.0 - counts.tokens as f64 / self.padded_tokens.max(1) as f64;
+        writeln!(formatter, "batches     of {} tokens, {}", self.batch_tokens, self.batch_origin)?;
         writeln!(formatter, "padding     {:.1} % of the tokens fed to the teacher", 100.0 * padding)?;
         if !self.lost_mass.is_empty() {
             writeln!(
@@ -235,7 +248,7 @@ impl fmt::Display for Estimate {
             "bytes/token {logits:.1} without hidden states, {with_hidden:.1} with those of {}",
             layers(self.hidden_layers)
         )?;
-        writeln!(formatter, "size        {}", size(with_hidden * tokens as f64))?;
+        writeln!(formatter, "size        {}", memory::display((with_hidden * tokens as f64) as u64))?;
         let seconds = self.teacher_seconds_per_padded_token * (self.padded_tokens * passes) as f64;
         write!(formatter, "time        about {seconds:.0} s, {:.0} tokens/s", tokens as f64 / seconds.max(1e-9))
     }
@@ -245,24 +258,9 @@ fn layers(count: usize) -> String {
     if count == 1 { "1 layer".to_owned() } else { format!("{count} layers") }
 }
 
-fn size(bytes: f64) -> String {
-    match bytes {
-        bytes if bytes >= 1e9 => format!("{:.2} GB", bytes / 1e9),
-        bytes if bytes >= 1e6 => format!("{:.1} MB", bytes / 1e6),
-        bytes => format!("{:.1} kB", bytes / 1e3),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::Arguments;
-    use clap::Parser;
-
-    fn config() -> Config {
-        let line = "precompute --teacher t --corpus c --dry-run --shard-sequences 100";
-        Config::check(Arguments::try_parse_from(line.split_whitespace()).expect("a line"), 1).expect("it runs")
-    }
 
     fn sequence(sequence_id: u64) -> Sequence {
         Sequence { sequence_id, input_ids: vec![1; 20], token_type_ids: vec![0; 20], words: vec![0; 20], ..Sequence::default() }
@@ -270,8 +268,7 @@ mod tests {
 
     #[test]
     fn a_survey_samples_evenly_and_counts_everything() {
-        let config = config();
-        let mut survey = Survey::new(&config);
+        let mut survey = Survey::new(100, 1024);
         (0..1000).for_each(|id| assert!(survey.take(sequence(id))));
         let (sample, padded_tokens) = survey.end();
         assert_eq!(padded_tokens, 20_000, "equal lengths need no padding");

@@ -2,6 +2,7 @@
 
 use logitcache::error::Error;
 use precompute::cli::{Arguments, Request};
+use precompute::compare;
 use precompute::config::Config;
 use precompute::estimate;
 use precompute::pipeline::{self, Stop};
@@ -19,6 +20,7 @@ fn main() -> ExitCode {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let ended = match precompute::cli::parse(std::env::args_os()).unwrap_or_else(|error| error.exit()) {
         Request::Precompute(arguments) => run(*arguments, cores),
+        Request::Compare(arguments) => compare::run(&arguments).map(|comparison| print(&comparison)).map_err(Into::into),
         Request::Time(arguments) => speed::run(&arguments, cores).map(|speed| print(&speed)).map_err(Into::into),
     };
     match ended {

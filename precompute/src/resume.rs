@@ -104,6 +104,11 @@ impl Claim {
         self.stored.as_ref()
     }
 
+    /// The manifest of an earlier run that is to be continued, or is complete.
+    pub fn begun(&self) -> Option<&Manifest> {
+        self.stored.as_ref().filter(|_| !self.is_barren())
+    }
+
     /// Whether an earlier run ended before its first shard, as one does whose corpus turns out not to be what its flags say. There is nothing to
     /// lose, so the next one need not have its settings.
     fn is_barren(&self) -> bool {
@@ -134,7 +139,7 @@ impl Claim {
     /// # Errors
     /// [`Error::Usage`] where an earlier run has made shards with other settings, listing each with both values.
     pub fn decide(&self, asked: &Manifest) -> Result<Decision> {
-        let Some(stored) = self.stored.as_ref().filter(|_| !self.is_barren()) else { return Ok(Decision::Continue(Vec::new())) };
+        let Some(stored) = self.begun() else { return Ok(Decision::Continue(Vec::new())) };
         refuse_other_settings(&self.directory, stored, asked)?;
         let whole = stored.shards.iter().take_while(|shard| is_whole(&self.directory, shard)).count();
         if stored.complete && whole == stored.shards.len() {

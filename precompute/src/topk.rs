@@ -11,6 +11,7 @@ mod selection;
 
 use exponentials::Chain;
 use lanes::{Lanes, Portable};
+use std::sync::Arc;
 
 /// Targets of a run of positions, flattened as in `logitcache::cache::record::Record`.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -41,6 +42,8 @@ pub struct TopK {
     k: usize,
     temperatures: Vec<f32>,
     chains: Vec<Chain>,
+    /// What is added to every row; of the rows' length.
+    bias: Option<Arc<[f32]>>,
     kernel: Kernel,
     scratch: Scratch,
 }
@@ -48,6 +51,8 @@ pub struct TopK {
 /// Memory reused from row to row.
 #[derive(Clone, Debug, Default)]
 struct Scratch {
+    /// The logits with their bias, where there is one.
+    row: Vec<f32>,
     maxima: Vec<f32>,
     ranking: Vec<f32>,
     candidates: Vec<u64>,
@@ -91,7 +96,12 @@ impl TopK {
         assert!(k > 0, "TopK needs k of at least 1");
         let valid = !temperatures.is_empty() && temperatures.iter().all(|t| t.is_finite() && *t > 0.0);
         assert!(valid, "TopK needs finite temperatures above 0");
-        Self { k, temperatures: temperatures.to_vec(), chains: Chain::plan(temperatures), kernel, scratch: Scratch::default() }
+        Self { k, temperatures: temperatures.to_vec(), chains: Chain::plan(temperatures), bias: None, kernel, scratch: Scratch::default() }
+    }
+
+    /// The same of rows to which `bias` is added first, `[vocabulary]`.
+    pub fn with_bias(self, bias: Option<Arc<[f32]>>) -> Self {
+        Self { bias, ..self }
     }
 
     /// Appends one position's targets. `logits`: `[vocabulary]`, undivided.
@@ -100,9 +110,11 @@ impl TopK {
     /// A logit is NaN or infinite; nothing is appended then.
     ///
     /// # Panics
-    /// If `logits` is empty or longer than `u32` counts.
+    /// If `logits` is empty, longer than `u32` counts, or of another length than the bias.
     pub fn append(&mut self, logits: &[f32], targets: &mut Targets) -> Result<(), NotFinite> {
         assert!(!logits.is_empty() && u32::try_from(logits.len()).is_ok(), "a row holds 1 to 2^32 - 1 logits");
+        let bias = self.bias.as_deref();
+        assert!(bias.is_none_or(|bias| bias.len() == logits.len()), "a bias is as long as a row");
         let columns = targets.log_z.len();
         targets.log_z.resize(columns + self.temperatures.len(), 0.0);
         let log_z = &mut targets.log_z[columns..];
@@ -110,16 +122,17 @@ impl TopK {
         let maximum = match self.kernel {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `Kernel::available` has seen this processor's avx512f, avx2 and fma.
-            Kernel::Avx512 => unsafe { row_avx512(logits, self.k, &self.chains, scratch, log_z) },
+            Kernel::Avx512 => unsafe { row_avx512(logits, bias, self.k, &self.chains, scratch, log_z) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `Kernel::available` has seen this processor's avx2 and fma.
-            Kernel::Avx2 => unsafe { row_avx2(logits, self.k, &self.chains, scratch, log_z) },
-            Kernel::Portable => row::<Portable>(logits, self.k, &self.chains, scratch, log_z),
+            Kernel::Avx2 => unsafe { row_avx2(logits, bias, self.k, &self.chains, scratch, log_z) },
+            Kernel::Portable => row::<Portable>(logits, bias, self.k, &self.chains, scratch, log_z),
         };
         let Some(maximum) = maximum else {
             targets.log_z.truncate(columns);
-            return Err(first_not_finite(logits));
+            return Err(first_not_finite(logits, bias));
         };
+        let logits = if bias.is_some() { &scratch.row } else { logits };
         targets.max_logit.push(maximum);
         let ids = scratch.candidates.iter().map(|key| selection::id_of(*key));
         targets.top_ids.extend(ids.clone());
@@ -132,32 +145,42 @@ impl TopK {
 
 /// One row: the k largest as sorted keys in `scratch.candidates`, `log_z` filled; the maximum, or nothing where a logit is not finite.
 #[inline(always)]
-fn row<L: Lanes>(logits: &[f32], k: usize, chains: &[Chain], scratch: &mut Scratch, log_z: &mut [f32]) -> Option<f32> {
-    let maximum = selection::largest::<L>(logits, k.min(logits.len()), scratch)?;
+fn row<L: Lanes>(
+    logits: &[f32],
+    bias: Option<&[f32]>,
+    k: usize,
+    chains: &[Chain],
+    scratch: &mut Scratch,
+    log_z: &mut [f32],
+) -> Option<f32> {
+    let maximum = selection::largest::<L>(logits, bias, k.min(logits.len()), scratch)?;
+    let next = logits.as_ptr().wrapping_add(logits.len());
+    let logits = if bias.is_some() { &scratch.row } else { logits };
     // A closure would be compiled on its own, without the wide instructions of the function it is in.
     for chain in chains {
-        chain.log_z::<L>(logits, maximum, log_z);
+        chain.log_z::<L>(logits, next, maximum, log_z);
     }
     Some(maximum)
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx2,fma")]
-fn row_avx512(logits: &[f32], k: usize, chains: &[Chain], scratch: &mut Scratch, log_z: &mut [f32]) -> Option<f32> {
-    row::<lanes::Avx512>(logits, k, chains, scratch, log_z)
+fn row_avx512(logits: &[f32], bias: Option<&[f32]>, k: usize, chains: &[Chain], scratch: &mut Scratch, log_z: &mut [f32]) -> Option<f32> {
+    row::<lanes::Avx512>(logits, bias, k, chains, scratch, log_z)
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-fn row_avx2(logits: &[f32], k: usize, chains: &[Chain], scratch: &mut Scratch, log_z: &mut [f32]) -> Option<f32> {
-    row::<lanes::Avx2>(logits, k, chains, scratch, log_z)
+fn row_avx2(logits: &[f32], bias: Option<&[f32]>, k: usize, chains: &[Chain], scratch: &mut Scratch, log_z: &mut [f32]) -> Option<f32> {
+    row::<lanes::Avx2>(logits, bias, k, chains, scratch, log_z)
 }
 
 #[cold]
-fn first_not_finite(logits: &[f32]) -> NotFinite {
-    let (id, value) =
-        logits.iter().enumerate().find(|(_, value)| !value.is_finite()).expect("a refused row holds a logit that is not finite");
-    NotFinite { id: id as u32, value: *value }
+fn first_not_finite(logits: &[f32], bias: Option<&[f32]>) -> NotFinite {
+    let biased = |id: usize| logits[id] + bias.map_or(0.0, |bias| bias[id]);
+    let mut values = (0..logits.len()).map(|id| (id, biased(id)));
+    let (id, value) = values.find(|(_, value)| !value.is_finite()).expect("a refused row holds a logit that is not finite");
+    NotFinite { id: id as u32, value }
 }
 
 #[cfg(test)]

@@ -30,7 +30,7 @@ impl Caches {
 /// `precompute` with the demo teacher over `corpus`, three shards to 300 lines; the caller adds what it wants changed.
 pub(crate) fn precompute(corpus: &Path, out: &Path) -> Program {
     let program = Program::precompute().arg("--teacher").arg(data("teacher")).arg("--corpus").arg(corpus).arg("--out").arg(out);
-    program.args("--shard-sequences 128 --temperature 2,4 --threads 2 --quiet")
+    program.args("--shard-sequences 128 --batch-tokens 4096 --temperature 2,4 --threads 2 --quiet")
 }
 
 /// The shared caches.

@@ -29,7 +29,8 @@ fn defaults_mean_what_the_help_says() {
     assert_eq!((config.windows.max_length, config.windows.min_tokens), (128, None));
     assert_eq!((config.mask_probability, config.precision), (0.15, Precision::Float16));
     assert_eq!(config.hidden_layers, HiddenLayers::ByTask);
-    assert_eq!((config.passes, config.seed, config.shard_sequences, config.batch_tokens), (1, 0, 512, 4096));
+    assert_eq!((config.passes, config.seed, config.shard_sequences), (1, 0, 512));
+    assert_eq!((config.batch_tokens, config.memory), (None, None), "measured, and a share of the machine's");
     assert_eq!(config.mask_smoothing, None);
 }
 
@@ -53,6 +54,8 @@ fn each_refusal_names_its_flag_and_what_was_found() {
         ("--provider cuda", "--provider", "`cuda`"),
         ("--threads 0", "--threads", "found 0"),
         ("--batch-tokens 100", "--batch-tokens", "found 100"),
+        ("--memory lots", "--memory", "`lots`"),
+        ("--memory 0", "--memory", "`0`"),
         ("--top-k 0", "--top-k", "found 0"),
         ("--temperature 2,x", "--temperature", "`x`"),
         ("--temperature 2,2", "--temperature", "`2` in `2,2`"),

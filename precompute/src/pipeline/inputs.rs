@@ -1,6 +1,7 @@
 //! Everything a run reads, opened and fingerprinted before any work, and the settings that follow from it.
 
 use super::produce;
+use super::sizing::BATCH_TOKENS;
 use crate::config::{Config, TeacherFacts};
 use crate::corpus::{Corpus, CorpusOptions, Dialect};
 use crate::task::TeacherTask;
@@ -86,12 +87,19 @@ impl Inputs {
         }
     }
 
-    /// The manifest of this run before its first shard.
+    /// The manifest of this run before its first shard, with batches of `batch_tokens`.
     ///
     /// # Errors
     /// [`Error::Io`] where an input cannot be read.
-    pub fn manifest(&self, config: &Config, spec: TargetSpec, teacher: TeacherSummary, content: &ContentDigests) -> Result<Manifest> {
-        let settings = self.settings(config, &spec);
+    pub fn manifest(
+        &self,
+        config: &Config,
+        batch_tokens: usize,
+        spec: TargetSpec,
+        teacher: TeacherSummary,
+        content: &ContentDigests,
+    ) -> Result<Manifest> {
+        let settings = self.settings(config, batch_tokens, &spec);
         let writer = format!("precompute {}", env!("CARGO_PKG_VERSION"));
         let everything = json!({
             "format_version": FORMAT_VERSION,
@@ -126,7 +134,7 @@ impl Inputs {
     /// The runtime's version and the tokens of a batch are among them, since either can change the last bit of an answer. The number of threads
     /// is not: ONNX Runtime 1.32 gave the demo's teacher the same bits on 1, 2, 3, 4 and 8 threads, and a run should be able to continue on a
     /// machine with more cores.
-    fn settings(&self, config: &Config, spec: &TargetSpec) -> BTreeMap<String, Value> {
+    fn settings(&self, config: &Config, batch_tokens: usize, spec: &TargetSpec) -> BTreeMap<String, Value> {
         let (special, vocabulary) = (self.source.tokenizer.special(), self.source.tokenizer.vocabulary());
         let token = |id: u32| vocabulary.get(id as usize).map_or("none", String::as_str);
         let special = [("mask", special.mask), ("pad", special.pad), ("unknown", special.unknown)];
@@ -149,7 +157,7 @@ impl Inputs {
             ("seed", json!(config.seed)),
             ("precision", json!(spec.precision())),
             ("shard-sequences", json!(config.shard_sequences)),
-            ("batch-tokens", json!(config.batch_tokens)),
+            (BATCH_TOKENS, json!(batch_tokens)),
             ("provider", json!(config.provider)),
             ("onnxruntime", json!(self.runtime.version)),
             ("special-tokens", json!(special)),

@@ -15,6 +15,7 @@ pub mod inputs;
 pub mod produce;
 pub mod publish;
 pub mod question;
+pub mod sizing;
 pub mod stop;
 pub mod summary;
 
@@ -33,6 +34,7 @@ use logitcache::target::TargetSpec;
 use produce::{PassCounts, Produced};
 use publish::{Publication, Timing};
 use rayon::ThreadPool;
+use sizing::Sizing;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
@@ -63,8 +65,15 @@ pub fn run(config: &Config, directory: &Path, stop: &Stop, progress: &mut Progre
     if spec.task().is_language_model() && spec.top_k() < asked_k as usize {
         progress.note(&format!("--top-k {asked_k} is cut to the vocabulary's {}", spec.top_k()));
     }
-    let asked = inputs.manifest(config, spec, teacher.summary().clone(), &content)?;
+    let demand = sizing::demand(config, &teacher, &spec);
+    let (model, task) = (inputs.files.model.clone(), &inputs.source.task);
+    let mut asker = Asker { teacher, spec: &spec, task, pool: &pool, model, teacher_time: Duration::ZERO };
+    let sizing = Sizing { config, source: &inputs.source, pool: &pool, stop };
+    demand.most_tokens(sizing.memory())?;
     let claim = earlier.map_or_else(|| claim(directory), Ok)?;
+    let kept = claim.begun().and_then(sizing::kept);
+    let (batch_tokens, _) = sizing.decide(&mut asker, &demand, kept, progress)?;
+    let asked = inputs.manifest(config, batch_tokens, spec.clone(), asker.teacher.summary().clone(), &content)?;
     let Decision::Continue(shards) = claim.decide(&asked)? else {
         // Another run has made it since this one first looked.
         return Err(Error::usage(
@@ -79,8 +88,8 @@ pub fn run(config: &Config, directory: &Path, stop: &Stop, progress: &mut Progre
     let manifest = Manifest { shards, ..asked };
     publish_companions(directory, &inputs)?;
     manifest.write(directory)?;
-    let run = Run { config, inputs: &inputs, directory, pool: &pool, stop };
-    let manifest = run.make_shards(manifest, teacher, progress)?;
+    let run = Run { config, inputs: &inputs, batch_tokens, directory, pool: &pool, stop };
+    let manifest = run.make_shards(manifest, asker, progress)?;
     progress.end();
     Ok(Summary { directory: directory.to_owned(), manifest, timing: Timing::read(directory), reused: false })
 }
@@ -123,7 +132,8 @@ fn complete_already(config: &Config, inputs: &Inputs, content: &ContentDigests, 
         facts.hidden_size = usize::from(!facts.hidden_layers.is_empty());
     }
     let spec = config.target_spec(&facts)?;
-    let asked = inputs.manifest(config, spec, stored.teacher.clone(), content)?;
+    let batch_tokens = config.batch_tokens.or(sizing::kept(stored)).unwrap_or_default();
+    let asked = inputs.manifest(config, batch_tokens, spec, stored.teacher.clone(), content)?;
     if claim.decide(&asked)? != Decision::Complete {
         return Ok(None);
     }
@@ -185,6 +195,7 @@ enum Ended {
 struct Run<'a> {
     config: &'a Config,
     inputs: &'a Inputs,
+    batch_tokens: usize,
     directory: &'a Path,
     pool: &'a ThreadPool,
     stop: &'a Stop,
@@ -192,14 +203,13 @@ struct Run<'a> {
 
 impl Run<'_> {
     /// Makes every shard after those that `manifest` lists; returns the complete manifest, which is then on disk.
-    fn make_shards(&self, manifest: Manifest, teacher: Teacher, progress: &mut Progress) -> Result<Manifest> {
-        let (done, spec) = (manifest.shards.clone(), manifest.spec.clone());
+    fn make_shards(&self, manifest: Manifest, mut asker: Asker<'_>, progress: &mut Progress) -> Result<Manifest> {
+        let done = manifest.shards.clone();
         let earlier = Timing::read(self.directory);
         let earlier = if done.is_empty() { Timing::default() } else { earlier };
         let started = Instant::now();
-        let model = self.inputs.files.model.clone();
-        let task = &self.inputs.source.task;
-        let mut asker = Asker { teacher, spec: &spec, task, pool: self.pool, model, teacher_time: Duration::ZERO };
+        // What was asked to find the size of batches is no part of the run.
+        asker.teacher_time = Duration::ZERO;
         let (ended, manifest) = std::thread::scope(|scope| {
             let (work_sender, work) = sync_channel(1);
             // Of capacity 0: a finished shard waits in this thread's hands, not in a third place.
@@ -207,7 +217,7 @@ impl Run<'_> {
             let producer = scope.spawn(|| {
                 // Moved in, so that the channel closes when the thread ends.
                 let work_sender = work_sender;
-                produce::produce(self.config, &self.inputs.source, &done, self.pool, self.stop, &work_sender);
+                produce::produce(self.config, &self.inputs.source, self.batch_tokens, &done, self.pool, self.stop, &work_sender);
             });
             let publisher = scope.spawn(|| publish::publish(self.directory, manifest, earlier, started, answers));
             let ended = self.ask_all(&mut asker, work, answer_sender, progress);

@@ -51,19 +51,20 @@ pub enum Produced {
     End(PassCounts),
 }
 
-/// Sends every shard from the one after `done`, then the end. Returns early where the receiver is gone or the run is asked to stop.
+/// Sends every shard from the one after `done`, in batches of at most `batch_tokens`, then the end. Returns early where the receiver is gone or the run is asked to stop.
 ///
 /// # Errors
 /// Those of the corpus, the tokenizer and the masking; sent, so that they are seen after the shards before them.
 pub fn produce(
     config: &Config,
     source: &Source,
+    batch_tokens: usize,
     done: &[ShardEntry],
     pool: &ThreadPool,
     stop: &Stop,
     sender: &SyncSender<Result<Produced>>,
 ) {
-    let producer = Producer { config, source, pool, stop };
+    let producer = Producer { config, source, batch_tokens, pool, stop };
     if let Err(error) = producer.run(done, sender) {
         // A receiver that is gone has met an error of its own, which came first.
         let _ = sender.send(Err(error));
@@ -159,6 +160,7 @@ fn next_chunk(documents: &mut Documents) -> Result<(Vec<Document>, Vec<f64>)> {
 struct Producer<'a> {
     config: &'a Config,
     source: &'a Source,
+    batch_tokens: usize,
     pool: &'a ThreadPool,
     stop: &'a Stop,
 }
@@ -204,7 +206,7 @@ impl Producer<'_> {
 
     fn shard(&self, index: u32, pass: u16, sequences: Vec<Sequence>, share: [f64; 2], questioner: &Questioner<'_>) -> ShardWork {
         let questions = self.pool.install(|| sequences.into_par_iter().map(|sequence| questioner.ask(pass, sequence)).collect::<Vec<_>>());
-        let batches = batches(&questions, self.config.batch_tokens, self.source.tokenizer.special().padding());
+        let batches = batches(&questions, self.batch_tokens, self.source.tokenizer.special().padding());
         ShardWork { index, pass, questions, batches, share }
     }
 }

@@ -11,6 +11,10 @@ pub(super) trait Lanes: Copy {
     fn splat(value: f32) -> Self;
     /// The first `COUNT` values of a slice that holds as many.
     fn load(values: &[f32]) -> Self;
+    /// Puts the lanes into the first `COUNT` places of a slice that has as many.
+    fn store(self, values: &mut [f32]);
+    /// Asks for the memory at `place`, which need not be anyone's, to be brought near: it is only a hint, and nothing is read.
+    fn prefetch(place: *const f32);
     fn add(self, other: Self) -> Self;
     fn sub(self, other: Self) -> Self;
     fn mul(self, other: Self) -> Self;
@@ -20,8 +24,8 @@ pub(super) trait Lanes: Copy {
     fn larger(self, other: Self) -> Self;
     /// A bit per lane, set where the lane is at least `threshold`.
     fn reaches(self, threshold: Self) -> u32;
-    /// 2^n for lanes that hold 1.5 * 2^23 + n, n in -126 to 127.
-    fn power_of_two(self) -> Self;
+    /// self * 2^n for lanes of `shifted` that hold 1.5 * 2^23 + n, where neither side nor the product is 0, subnormal or too large.
+    fn times_power_of_two(self, shifted: Self) -> Self;
     fn largest(self) -> f32;
     fn sum(self) -> f32;
 }
@@ -49,6 +53,12 @@ impl Lanes for Portable {
         Self(std::array::from_fn(|lane| values[lane]))
     }
     #[inline(always)]
+    fn store(self, values: &mut [f32]) {
+        values[..4].copy_from_slice(&self.0);
+    }
+    #[inline(always)]
+    fn prefetch(_place: *const f32) {}
+    #[inline(always)]
     fn add(self, other: Self) -> Self {
         self.zip(other, |a, b| a + b)
     }
@@ -74,8 +84,8 @@ impl Lanes for Portable {
         (0..4).map(|lane| u32::from(self.0[lane] >= threshold.0[lane]) << lane).sum()
     }
     #[inline(always)]
-    fn power_of_two(self) -> Self {
-        Self(self.0.map(|lane| f32::from_bits(lane.to_bits().wrapping_add(127) << 23)))
+    fn times_power_of_two(self, shifted: Self) -> Self {
+        self.zip(shifted, |a, n| f32::from_bits(a.to_bits().wrapping_add(n.to_bits() << 23)))
     }
     #[inline(always)]
     fn largest(self) -> f32 {
@@ -93,7 +103,7 @@ pub(super) use x86::{Avx2, Avx512};
 #[cfg(target_arch = "x86_64")]
 #[expect(
     clippy::undocumented_unsafe_blocks,
-    reason = "all for one reason: the types are only used inside functions compiled for their instructions"
+    reason = "all for one reason: the types are only used inside functions compiled for their instructions, and memory is of checked length"
 )]
 mod x86 {
     use super::Lanes;
@@ -113,6 +123,15 @@ mod x86 {
         fn load(values: &[f32]) -> Self {
             assert!(values.len() >= Self::COUNT);
             Self(unsafe { _mm512_loadu_ps(values.as_ptr()) })
+        }
+        #[inline(always)]
+        fn store(self, values: &mut [f32]) {
+            assert!(values.len() >= Self::COUNT);
+            unsafe { _mm512_storeu_ps(values.as_mut_ptr(), self.0) }
+        }
+        #[inline(always)]
+        fn prefetch(place: *const f32) {
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(place.cast()) }
         }
         #[inline(always)]
         fn add(self, other: Self) -> Self {
@@ -139,10 +158,10 @@ mod x86 {
             u32::from(unsafe { _mm512_cmp_ps_mask::<_CMP_GE_OQ>(self.0, threshold.0) })
         }
         #[inline(always)]
-        fn power_of_two(self) -> Self {
+        fn times_power_of_two(self, shifted: Self) -> Self {
             Self(unsafe {
-                let exponent = _mm512_add_epi32(_mm512_castps_si512(self.0), _mm512_set1_epi32(127));
-                _mm512_castsi512_ps(_mm512_slli_epi32::<23>(exponent))
+                let exponent = _mm512_slli_epi32::<23>(_mm512_castps_si512(shifted.0));
+                _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(self.0), exponent))
             })
         }
         #[inline(always)]
@@ -183,6 +202,15 @@ mod x86 {
             Self(unsafe { _mm256_loadu_ps(values.as_ptr()) })
         }
         #[inline(always)]
+        fn store(self, values: &mut [f32]) {
+            assert!(values.len() >= Self::COUNT);
+            unsafe { _mm256_storeu_ps(values.as_mut_ptr(), self.0) }
+        }
+        #[inline(always)]
+        fn prefetch(place: *const f32) {
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(place.cast()) }
+        }
+        #[inline(always)]
         fn add(self, other: Self) -> Self {
             Self(unsafe { _mm256_add_ps(self.0, other.0) })
         }
@@ -207,10 +235,10 @@ mod x86 {
             (unsafe { _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(self.0, threshold.0)) }) as u32
         }
         #[inline(always)]
-        fn power_of_two(self) -> Self {
+        fn times_power_of_two(self, shifted: Self) -> Self {
             Self(unsafe {
-                let exponent = _mm256_add_epi32(_mm256_castps_si256(self.0), _mm256_set1_epi32(127));
-                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent))
+                let exponent = _mm256_slli_epi32::<23>(_mm256_castps_si256(shifted.0));
+                _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(self.0), exponent))
             })
         }
         #[inline(always)]

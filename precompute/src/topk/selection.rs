@@ -19,17 +19,24 @@ pub(super) fn id_of(key: u64) -> u32 {
     !(key as u32)
 }
 
-/// Leaves the keys of the `k` largest, descending, in `scratch.candidates`, and returns the largest logit; nothing where a logit is not finite.
+/// Leaves the keys of the `k` largest, descending, in `scratch.candidates`, and returns the largest logit; nothing where a logit is not finite. Where
+/// there is a bias, it is added first, and `scratch.row` holds the sums.
 #[inline(always)]
-pub(super) fn largest<L: Lanes>(logits: &[f32], k: usize, scratch: &mut Scratch) -> Option<f32> {
+pub(super) fn largest<L: Lanes>(logits: &[f32], bias: Option<&[f32]>, k: usize, scratch: &mut Scratch) -> Option<f32> {
     // The bound needs k blocks; twice as many keep it tight. Smaller blocks cost more reductions, but far less than collecting a whole row.
-    if logits.len() / 64 >= 2 * k { by_blocks::<L, 64>(logits, k, scratch) } else { by_blocks::<L, 16>(logits, k, scratch) }
+    if logits.len() / 64 >= 2 * k { by_blocks::<L, 64>(logits, bias, k, scratch) } else { by_blocks::<L, 16>(logits, bias, k, scratch) }
 }
 
 #[inline(always)]
-fn by_blocks<L: Lanes, const BLOCK: usize>(logits: &[f32], k: usize, scratch: &mut Scratch) -> Option<f32> {
-    let Scratch { maxima, ranking, candidates } = scratch;
-    let maximum = block_maxima::<L, BLOCK>(logits, maxima)?;
+fn by_blocks<L: Lanes, const BLOCK: usize>(logits: &[f32], bias: Option<&[f32]>, k: usize, scratch: &mut Scratch) -> Option<f32> {
+    let Scratch { row, maxima, ranking, candidates } = scratch;
+    let (maximum, logits) = match bias {
+        None => (block_maxima::<L, BLOCK, false>(logits, &[], &mut [], maxima)?, logits),
+        Some(bias) => {
+            row.resize(logits.len(), 0.0);
+            (block_maxima::<L, BLOCK, true>(logits, bias, row, maxima)?, &row[..])
+        }
+    };
     let threshold = if maxima.len() > k {
         ranking.clone_from(maxima);
         *ranking.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1
@@ -57,30 +64,48 @@ fn by_blocks<L: Lanes, const BLOCK: usize>(logits: &[f32], k: usize, scratch: &m
     Some(maximum)
 }
 
-/// Fills `maxima` with the largest logit of every block, and returns the largest of all; nothing where a logit is not finite.
+/// Fills `maxima` with the largest logit of every block, and returns the largest of all; nothing where a logit is not finite. If `BIASED`, `bias` is
+/// added to `logits` first, and the sums are written to `row`; all three are of one length.
 #[inline(always)]
-fn block_maxima<L: Lanes, const BLOCK: usize>(logits: &[f32], maxima: &mut Vec<f32>) -> Option<f32> {
+fn block_maxima<L: Lanes, const BLOCK: usize, const BIASED: bool>(
+    logits: &[f32],
+    bias: &[f32],
+    row: &mut [f32],
+    maxima: &mut Vec<f32>,
+) -> Option<f32> {
     let (blocks, rest) = logits.as_chunks::<BLOCK>();
+    let (biases, rest_of_bias) = bias.as_chunks::<BLOCK>();
+    let (sums, rest_of_row) = row.as_chunks_mut::<BLOCK>();
     maxima.clear();
     maxima.resize(logits.len().div_ceil(BLOCK), f32::NEG_INFINITY);
     // A finite number times 0 is 0; infinities and NaN give NaN, which stays in a sum. Two sums, so that one addition need not wait for the other.
     let zero = L::splat(0.0);
     let mut witnesses = [zero; 2];
-    for (block, maximum) in blocks.iter().zip(&mut maxima[..]) {
-        let mut high = L::load(block);
-        witnesses[0] = high.mul_add(zero, witnesses[0]);
-        for start in (L::COUNT..BLOCK).step_by(L::COUNT) {
-            let lanes = L::load(&block[start..]);
+    for (index, (block, maximum)) in blocks.iter().zip(&mut maxima[..]).enumerate() {
+        let mut high = L::splat(f32::NEG_INFINITY);
+        for start in (0..BLOCK).step_by(L::COUNT) {
+            let mut lanes = L::load(&block[start..]);
+            if BIASED {
+                lanes = lanes.add(L::load(&biases[index][start..]));
+                lanes.store(&mut sums[index][start..]);
+            }
             let witness = &mut witnesses[start / L::COUNT % 2];
             *witness = lanes.mul_add(zero, *witness);
             high = lanes.larger(high);
         }
         *maximum = high.largest();
     }
+    let finite = witnesses[0].add(witnesses[1]).sum() == 0.0;
+    let rest = if BIASED {
+        rest_of_row.iter_mut().zip(rest.iter().zip(rest_of_bias)).for_each(|(sum, (logit, bias))| *sum = logit + bias);
+        rest_of_row
+    } else {
+        rest
+    };
     if let ([_, ..], Some(maximum)) = (rest, maxima.last_mut()) {
         *maximum = rest.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     }
-    let finite = witnesses[0].add(witnesses[1]).sum() == 0.0 && rest.iter().all(|logit| logit.is_finite());
+    let finite = finite && rest.iter().all(|logit| logit.is_finite());
     finite.then(|| maxima.iter().copied().fold(f32::NEG_INFINITY, f32::max))
 }
 

@@ -68,6 +68,25 @@ fn every_kernel_gives_what_sorting_gives() {
 }
 
 #[test]
+fn a_bias_is_added_before_anything_else() {
+    for length in [1, 7, 591, 1025, 30_522] {
+        let draw = |seed| random(length, seed, |s| (s.normal() * 3.0) as f32);
+        let (logits, bias) = (draw(1), draw(2));
+        let sums: Vec<f32> = logits.iter().zip(&bias).map(|(logit, bias)| logit + bias).collect();
+        for kernel in Kernel::available() {
+            let [mut plain, mut biased] = [Targets::default(), Targets::default()];
+            TopK::with_kernel(kernel, 16, &[2.0, 1.0]).append(&sums, &mut plain).unwrap();
+            let mut top_k = TopK::with_kernel(kernel, 16, &[2.0, 1.0]).with_bias(Some(bias.clone().into()));
+            top_k.append(&logits, &mut biased).unwrap();
+            assert_eq!(plain, biased, "{length} logits, {kernel:?}");
+            let mut broken = logits.clone();
+            broken[length / 2] = f32::INFINITY;
+            assert_eq!(top_k.append(&broken, &mut biased).unwrap_err().id as usize, length / 2);
+        }
+    }
+}
+
+#[test]
 fn what_is_not_finite_is_refused_wherever_it_stands() {
     for kernel in Kernel::available() {
         let mut top_k = TopK::with_kernel(kernel, 8, &[2.0, 1.0]);

@@ -17,7 +17,7 @@ fn data() -> PathBuf {
 }
 
 fn config(line: &str) -> Config {
-    let line = format!("precompute --teacher t --dry-run --corpus c --max-length 64 --batch-tokens 512 --shard-sequences 16 {line}");
+    let line = format!("precompute --teacher t --dry-run --corpus c --max-length 64 --shard-sequences 16 {line}");
     Config::check(Arguments::try_parse_from(line.split_whitespace()).expect("a line"), 2).expect("it runs")
 }
 
@@ -35,7 +35,7 @@ fn produce_all(config: &Config, source: &Source, done: &[ShardEntry]) -> (Vec<Sh
     let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("threads");
     let (sender, receiver) = sync_channel(1);
     std::thread::scope(|scope| {
-        scope.spawn(move || produce(config, source, done, &pool, &Stop::default(), &sender));
+        scope.spawn(move || produce(config, source, 512, done, &pool, &Stop::default(), &sender));
         let (mut shards, mut end) = (Vec::new(), None);
         for produced in receiver {
             match produced.expect("a corpus without errors") {

@@ -1,0 +1,141 @@
+"""`train` and the PyTorch peer in each of its modes, on the same shards."""
+
+import argparse
+import json
+import shutil
+import sys
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+
+from rounds import Contender, Peer, compare, interleave, run_program
+
+# Steps before those that are timed: memory settles, and a compiled step has seen a second number of masked tokens.
+WARM_UP = 4
+# A mode that is slower than this many times the fastest so far is not timed any longer: it cannot be the best.
+HOPELESS = 3.0
+
+
+@dataclass
+class Case:
+    teacher: str
+    corpus: str
+    layers: int
+    rows: int
+    length: int
+    # Documents whose sequences of full length make the cache.
+    documents: int
+    flags: list = field(default_factory=list)
+
+
+CASES = {
+    "base": Case("models/base", "models/long.txt", 6, 4, 128, 5),
+    "small": Case("models/small", "models/long.txt", 4, 16, 128, 40),
+    "demo": Case("data/teacher", "data/corpus/train.txt", 6, 23, 89, 2000, ["--long-documents", "truncate"]),
+}
+MODES = list(product(["eager", "compile"], ["fp32", "bf16"], [False, True]))
+
+
+def train(options: argparse.Namespace):
+    for name in options.only or [*CASES, "base-masked", "small-masked"]:
+        base, _, masked = name.partition("-")
+        yield name, (masked_against_all if masked else against_torch)(base, CASES[base], options)
+
+
+def cache_of(name: str, case: Case, options: argparse.Namespace, positions: str) -> Path:
+    """Rows of one length, so that nobody pads: what packing saves on other rows comes on top."""
+    out = options.work / "train" / f"{name}-{positions}-cache"
+    teacher, corpus = (path if (path := options.work / part).exists() else Path(part) for part in (case.teacher, case.corpus))
+    full = ["--min-tokens", case.length, "--max-length", case.length, "--limit", case.documents, "--positions", positions, *case.flags]
+    run_program([options.bin / "precompute", "--quiet", "--teacher", teacher, "--corpus", corpus, *full, "--out", out])
+    return out
+
+
+def command(options: argparse.Namespace, case: Case, cache: Path, out: Path, steps: int, flags: list) -> list:
+    shape = ["--layers", case.layers, "--batch-tokens", case.rows * case.length, "--steps", steps, "--dropout", 0]
+    return [options.bin / "train", "--cache", cache, "--out", out, *shape, "--eval-fraction", 0, "--log-every", 1, "--threads", options.threads, *flags]
+
+
+def ours(options: argparse.Namespace, case: Case, cache: Path, steps: int, flags: list) -> dict:
+    """A whole run of the program; timed are the steps after the first ones, by the clock of its own log, everything between two steps included."""
+    out = options.work / "train" / "student"
+    shutil.rmtree(out, ignore_errors=True)
+    peak = run_program([*command(options, case, cache, out, steps + WARM_UP, flags), "--quiet"])
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    logged = [line for line in lines if line["kind"] == "step"]
+    seconds = logged[-1]["elapsed_seconds"] - logged[WARM_UP - 1]["elapsed_seconds"]
+    timed = logged[WARM_UP:]
+    phases = {key: sum(line[key] for line in timed) / len(timed) for key in ("data_wait_ms", "forward_ms", "backward_ms", "update_ms")}
+    return {"tokens": steps * case.rows * case.length, "seconds": seconds, "peak_mb": peak, "loss": timed[-1]["loss"]} | phases
+
+
+def torch_peer(options: argparse.Namespace, case: Case, cache: Path, mode: str, dtype: str, tuned: bool) -> Peer:
+    arguments = ["--cache", cache, "--layers", case.layers, "--rows", case.rows, "--mode", mode, "--dtype", dtype, "--threads", options.threads]
+    return Peer("train_torch.py", arguments, options.threads, tuned)
+
+
+def name_of(mode: str, dtype: str, tuned: bool) -> str:
+    return f"PyTorch {mode} {dtype}" + (", malloc tuned" if tuned else "")
+
+
+def survey(options: argparse.Namespace, case: Case, cache: Path) -> dict:
+    """Milliseconds of a step in each mode, alone on the machine: which mode is the best of its precision."""
+    found: dict = {}
+    for mode, dtype, tuned in MODES:
+        peer = torch_peer(options, case, cache, mode, dtype, tuned)
+        # The second step of a compiled mode may compile again.
+        peer.ask("steps 2")
+        one = peer.ask("steps 1")["step_ms"]
+        best = min((each["step_ms"] for each in found.values()), default=one)
+        answer = peer.ask("steps 5") if one < HOPELESS * best else {"step_ms": one, "peak_mb": 0.0}
+        peer.end()
+        found[name_of(mode, dtype, tuned)] = {"mode": [mode, dtype, tuned], "step_ms": answer["step_ms"], "peak_mb": answer["peak_mb"]}
+        print(f"  {name_of(mode, dtype, tuned)}: {answer['step_ms']:.0f} ms a step", file=sys.stderr, flush=True)
+    return found
+
+
+def against_torch(name: str, case: Case, options: argparse.Namespace) -> dict:
+    cache = cache_of(name, case, options, "tokens")
+    modes = survey(options, case, cache)
+    best = {dtype: min((each for each in modes.values() if each["mode"][1] == dtype), key=lambda each: each["step_ms"]) for dtype in ("fp32", "bf16")}
+    peers, contenders = [], []
+    steps = max(2, round(options.seconds * 1e3 / best["fp32"]["step_ms"]))
+    for dtype in ("fp32", "bf16"):
+        flags = ["--dtype", dtype] if dtype != "fp32" else []
+        contenders.append(
+            Contender(
+                f"train {dtype}",
+                lambda flags=flags: ours(options, case, cache, steps, flags),
+                " ".join(map(str, command(options, case, cache, Path("OUT"), steps, flags))),
+            )
+        )
+    for dtype in ("fp32", "bf16"):
+        peer = torch_peer(options, case, cache, *best[dtype]["mode"])
+        slower = best[dtype]["step_ms"] / best["fp32"]["step_ms"]
+        count = max(2, round(steps / slower))
+        peer.ask(f"steps {WARM_UP}")
+        peers.append(peer)
+        shown = f"{peer.environment} {' '.join(peer.command)}".strip()
+        contenders.append(Contender(name_of(*best[dtype]["mode"]), lambda peer=peer, count=count: peer.ask(f"steps {count}"), shown))
+    try:
+        others = interleave(contenders, options.rounds, peers)
+    finally:
+        for peer in peers:
+            peer.end()
+    result = compare(contenders, others)
+    fp32, bf16 = (contenders[0], contenders[2]), (contenders[1], contenders[3])
+    result["bf16"] = compare(list(bf16), others)
+    result["memory_of_fp32_peer"] = fp32[0].peak_mb / fp32[1].peak_mb
+    result["modes_ms"] = modes
+    return result
+
+
+def masked_against_all(name: str, case: Case, options: argparse.Namespace) -> dict:
+    """The same step where the masked positions alone have targets."""
+    caches = {positions: cache_of(name, case, options, positions) for positions in ("tokens", "masked")}
+    contenders = []
+    for positions, cache in reversed(caches.items()):
+        steps = max(2, round(options.seconds / 0.7))
+        shown = " ".join(map(str, command(options, case, cache, Path("OUT"), steps, [])))
+        contenders.append(Contender(f"train, {positions} asked", lambda cache=cache, steps=steps: ours(options, case, cache, steps, []), shown))
+    return compare(contenders, interleave(contenders, options.rounds, []))
