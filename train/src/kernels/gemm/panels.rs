@@ -203,9 +203,6 @@ fn padded(operand: Operand<'_>, lanes: Range<usize>, depths: Range<usize>) -> Bl
     block
 }
 
-/// Numbers in a cache line.
-const LINE: usize = 16;
-
 /// Asks for the cache line of a number that will be read soon, if it is there.
 #[inline(always)]
 fn prefetch(values: &[f32], place: usize) {

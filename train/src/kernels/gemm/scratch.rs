@@ -5,7 +5,7 @@ use std::cell::Cell;
 /// One cache line, so that the vectors of a panel do not straddle two.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-struct Line([u32; LINE]);
+struct Line(#[expect(dead_code, reason = "read and written as a slice of words")] [u32; LINE]);
 
 const LINE: usize = 16;
 
