@@ -208,7 +208,7 @@ pub struct TeacherArguments {
     /// How a sentence encoder's token states become one vector, where there is no modules.json that says so: `mean`, `cls` or `max`.
     #[arg(long, value_name = "NAME")]
     pub pooling: Option<String>,
-    /// Where ONNX Runtime computes. `cpu` is the only provider of this version.
+    /// Where ONNX Runtime computes: `cpu`, or `cuda` in a build with that feature, whose ONNX Runtime must have that provider.
     #[arg(long, value_name = "NAME", default_value = "cpu")]
     pub provider: String,
     /// Processor threads for the teacher, and for the work around it; by default all cores. A run may be continued with another number:

@@ -7,7 +7,7 @@ mod corpus;
 
 use crate::cli::{Arguments, CorpusArguments, TargetArguments, TeacherArguments};
 use crate::corpus::CorpusOptions;
-use crate::teacher::{HiddenLayers, Purpose};
+use crate::teacher::{HiddenLayers, PROVIDERS, Purpose};
 use crate::window::WindowOptions;
 pub use by_task::TeacherFacts;
 use logitcache::error::{Error, Result};
@@ -140,9 +140,10 @@ fn at_least_one(flag: &str, value: usize) -> Result<()> {
 }
 
 fn check_teacher(teacher: &TeacherArguments, max_length: usize) -> Result<()> {
-    if teacher.provider != "cpu" {
-        let found = format!("`{}`", teacher.provider);
-        return Err(Error::usage("--provider", "`cpu`", found, "leave the flag out: this version computes on the processor"));
+    if !PROVIDERS.contains(&teacher.provider.as_str()) {
+        let expected = PROVIDERS.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(" or ");
+        let remedy = "leave the flag out, or build with `--features cuda` for an NVIDIA GPU";
+        return Err(Error::usage("--provider", expected, format!("`{}`", teacher.provider), remedy));
     }
     if let Some(threads) = teacher.threads {
         at_least_one("--threads", threads)?;

@@ -58,6 +58,7 @@ pub fn estimate(config: &Config, scratch: &Path, stop: &Stop, progress: &mut Pro
     let asked = Config { top_k: wide, ..config.clone() };
     let pool = thread_pool(config)?;
     let (teacher, wide_spec) = session(&asked, &inputs, prepared)?;
+    teacher.notes().iter().for_each(|note| progress.note(note));
     let facts = inputs::SessionFacts::of(&teacher);
     let spec = config.target_spec(&inputs.facts(facts))?;
 

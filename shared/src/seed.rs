@@ -32,6 +32,7 @@ pub enum Purpose {
 
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
+#[inline(always)]
 fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -54,7 +55,7 @@ impl RandomStream {
     }
 
     /// The number at `counter`, without moving the stream.
-    #[inline]
+    #[inline(always)]
     pub fn at(&self, counter: u64) -> u64 {
         mix(self.key.wrapping_add(counter.wrapping_add(1).wrapping_mul(GOLDEN)))
     }

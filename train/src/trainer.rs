@@ -128,7 +128,9 @@ pub fn train(
             let found = format!("the end of the data after step {}", run.state.step);
             return Err(Error::invalid("rows", format!("enough for {} steps", plan.steps), found));
         };
-        run.step(&step?, milliseconds(asked_at))?;
+        let (step, data_wait_ms) = (step?, milliseconds(asked_at));
+        // On one of the pool's own threads: each of the many parallel passes of a step would be handed over to the pool and waited for otherwise.
+        rayon::scope(|_| run.step(&step, data_wait_ms))?;
         let completed = run.state.step;
         let is_last = completed == plan.steps;
         progress.advance(completed);
@@ -252,9 +254,7 @@ impl<'a> Run<'a> {
             let last = self.checkpoints.list()?.pop().map(|(_, path)| path);
             return Err(described.refuse(self.state.skipped_steps, self.config.cache.directory(), last.as_deref()));
         }
-        for parameter in &self.trainable {
-            parameter.zero_gradient().map_err(failed("gradient"))?;
-        }
+        self.trainable.iter().for_each(|parameter| parameter.zero_gradient());
         self.state.step += 1;
         self.state.skipped_steps += 1;
         let (skipped, allowed) = (self.state.skipped_steps, self.config.skip_nonfinite);

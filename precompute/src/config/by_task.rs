@@ -54,6 +54,13 @@ impl Config {
         self.position_rule(task).map(|_| ())
     }
 
+    /// The temperatures in stored order: as typed, else by the task.
+    pub fn temperatures_for(&self, task: &TeacherTask) -> Vec<f32> {
+        let has_logits = task.task != Task::SentenceEmbedding && task.problem != Some(Problem::Regression);
+        let default = if has_logits { &[2.0, 1.0][..] } else { &[1.0] };
+        self.temperatures.clone().unwrap_or_else(|| default.to_vec())
+    }
+
     /// Which positions are asked: as typed, else by the task.
     ///
     /// # Errors
@@ -119,17 +126,12 @@ impl Config {
             Task::SequenceClassification | Task::TokenClassification => width,
             Task::SentenceEmbedding => 0,
         };
-        let has_logits = task.task != Task::SentenceEmbedding && task.problem != Some(Problem::Regression);
         TargetSpec::try_from(UncheckedTargetSpec {
             classes: classifies.then_some(width),
             problem: task.problem,
             embedding_size: (task.task == Task::SentenceEmbedding).then_some(width),
             top_k,
-            temperatures: match &self.temperatures {
-                Some(typed) => typed.clone(),
-                None if has_logits => vec![2.0, 1.0],
-                None => vec![1.0],
-            },
+            temperatures: self.temperatures_for(task),
             positions: self.position_rule(task)?,
             hidden_layers: facts.hidden_layers.clone(),
             hidden_size: facts.hidden_size as u32,

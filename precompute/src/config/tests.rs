@@ -51,7 +51,7 @@ fn each_refusal_names_its_flag_and_what_was_found() {
         ("--mask-probability NaN", "--mask-probability", "found NaN"),
         ("--mask-smoothing 0", "--mask-smoothing", "found 0"),
         ("--passes 0", "--passes", "found 0"),
-        ("--provider cuda", "--provider", "`cuda`"),
+        ("--provider tpu", "--provider", "`tpu`"),
         ("--threads 0", "--threads", "found 0"),
         ("--batch-tokens 100", "--batch-tokens", "found 100"),
         ("--memory lots", "--memory", "`lots`"),

@@ -6,7 +6,7 @@ use crate::batch::BatchPlan;
 use crate::pooling::{normalize, pool};
 use crate::task::TeacherTask;
 use crate::teacher::{Answer, Teacher, TeacherBatch};
-use crate::topk::{NotFinite, Targets, TopK};
+use crate::topk::{Targets, TopK};
 use logitcache::cache::record::Record;
 use logitcache::error::{Error, Result};
 use logitcache::target::{TargetSpec, Task};
@@ -80,7 +80,9 @@ impl Asker<'_> {
         let mut reading = Duration::ZERO;
         let (spec, task, pool, model) = (self.spec, self.task, self.pool, &self.model);
         let mut rows: Vec<Record> = plan.rows.iter().map(|row| std::mem::take(&mut records[*row])).collect();
-        self.teacher.run(batch, |answer| {
+        let asked: Vec<Vec<u16>> = rows.iter().map(|record| record.positions.clone()).collect();
+        let asked: Vec<&[u16]> = asked.iter().map(Vec::as_slice).collect();
+        self.teacher.run_asked(batch, &asked, |answer| {
             let started = Instant::now();
             let refusals: Vec<Result<()>> = pool.install(|| {
                 let rows = rows.par_iter_mut().enumerate();
@@ -113,9 +115,8 @@ impl Filling<'_, '_> {
     fn fill(&self, record: &mut Record, row: usize, top_k: &mut TopK) -> Result<()> {
         let mut targets = Targets::default();
         for position in &record.positions {
-            let logits = self.answer.logits(row, usize::from(*position));
-            let refuse = |found: NotFinite| self.refuse(record, format!("logits at position {position}"), found.to_string());
-            top_k.append(logits, &mut targets).map_err(refuse)?;
+            let appended = self.answer.append_targets(row, usize::from(*position), top_k, &mut targets);
+            appended.map_err(|found| self.refuse(record, format!("logits at position {position}"), found))?;
         }
         if self.spec.task() == Task::SentenceEmbedding {
             record.embedding = self.embedding(record, row)?;

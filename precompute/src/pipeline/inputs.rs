@@ -5,7 +5,7 @@ use super::sizing::BATCH_TOKENS;
 use crate::config::{Config, TeacherFacts};
 use crate::corpus::{Corpus, CorpusOptions, Dialect};
 use crate::task::TeacherTask;
-use crate::teacher::{Prepared, Runtime, Teacher, TeacherFiles, locate, prepare_for, runtime};
+use crate::teacher::{Prepared, Runtime, Teacher, TeacherFiles, gather, locate, prepare_for, runtime};
 use crate::tokenize::DocumentTokenizer;
 use crate::window::{DEFAULT_MIN_TOKENS, WindowOptions};
 use logitcache::cache::manifest::{FORMAT_VERSION, Fingerprints, Manifest, TeacherSummary};
@@ -47,8 +47,11 @@ pub struct Inputs {
 pub fn open(config: &Config) -> Result<(Inputs, Prepared)> {
     let corpus = Corpus::open(&config.corpus, config.reading.clone())?;
     let files = locate(&config.teacher, config.tokenizer.as_deref())?;
-    let prepared = prepare_for(config.purpose, &files, &config.hidden_layers, &config.hidden_tensors)?;
+    let mut prepared = prepare_for(config.purpose, &files, &config.hidden_layers, &config.hidden_tensors)?;
     config.check_task(prepared.task())?;
+    if gather::pays(config.position_rule(prepared.task())?, config.mask_probability) {
+        prepared.gather_asked();
+    }
     let task = prepared.task().clone();
     let tokenizer = DocumentTokenizer::open(&files.tokenizer, task.task)?;
     if config.whole_word && !tokenizer.splits_words() {

@@ -23,14 +23,14 @@ use crate::config::Config;
 use crate::config::by_task::DEFAULT_TOP_K;
 use crate::progress::{Position, Progress};
 use crate::resume::{Claim, Decision, TEACHER_FOLDER, VOCABULARY_FILE, claim, is_begun};
-use crate::teacher::{Prepared, Teacher};
+use crate::teacher::{Prepared, Reduction, Teacher};
 use ask::Asker;
 use inputs::{ContentDigests, Inputs, SessionFacts};
 use logitcache::atomic_file::write_bytes_atomically;
 use logitcache::cache::manifest::{CorpusCounts, Manifest};
 use logitcache::cache::writer::write_vocabulary;
 use logitcache::error::{Error, Result};
-use logitcache::target::TargetSpec;
+use logitcache::target::{Precision, TargetSpec};
 use produce::{PassCounts, Produced};
 use publish::{Publication, Timing};
 use rayon::ThreadPool;
@@ -61,6 +61,7 @@ pub fn run(config: &Config, directory: &Path, stop: &Stop, progress: &mut Progre
     }
     let pool = thread_pool(config)?;
     let (teacher, spec) = session(config, &inputs, prepared)?;
+    teacher.notes().iter().for_each(|note| progress.note(note));
     let asked_k = config.top_k.unwrap_or(DEFAULT_TOP_K);
     if spec.task().is_language_model() && spec.top_k() < asked_k as usize {
         progress.note(&format!("--top-k {asked_k} is cut to the vocabulary's {}", spec.top_k()));
@@ -107,7 +108,11 @@ pub fn thread_pool(config: &Config) -> Result<ThreadPool> {
 ///
 /// # Errors
 /// Those of the session, and of [`Config::target_spec`].
-pub fn session(config: &Config, inputs: &Inputs, prepared: Prepared) -> Result<(Teacher, TargetSpec)> {
+pub fn session(config: &Config, inputs: &Inputs, mut prepared: Prepared) -> Result<(Teacher, TargetSpec)> {
+    if config.provider != "cpu" && prepared.task().task.is_language_model() {
+        let (k, temperatures) = (config.top_k.unwrap_or(DEFAULT_TOP_K) as usize, config.temperatures_for(prepared.task()));
+        prepared.reduce(Reduction { k, temperatures, half: config.precision == Precision::Float16 })?;
+    }
     let teacher = Teacher::open(&inputs.runtime, prepared, config.threads, &config.provider)?;
     let spec = config.target_spec(&inputs.facts(SessionFacts::of(&teacher)))?;
     Ok((teacher, spec))

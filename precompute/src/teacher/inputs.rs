@@ -4,6 +4,7 @@
 //! switch of an export that has both ways in one graph says that there is no cache.
 
 use super::TeacherBatch;
+use super::gather::ASKED_INPUT;
 use logitcache::error::{Error, Result};
 use ort::memory::Allocator;
 use ort::session::SessionInputValue;
@@ -25,6 +26,8 @@ pub(super) enum Role {
     },
     /// Whether there is a cache.
     UseCache,
+    /// The (row, position) pairs that are asked, `[1, asked, 2]`.
+    Asked,
 }
 
 /// Inputs of `[batch, sequence]`.
@@ -58,6 +61,9 @@ impl Input {
         if name == USE_CACHE && outlet.dtype().tensor_type() == Some(TensorElementType::Bool) {
             return Ok(Self { name, role: Role::UseCache, narrow: false });
         }
+        if name == ASKED_INPUT {
+            return Ok(Self { name, role: Role::Asked, narrow: false });
+        }
         if name.starts_with(PAST_PREFIX) {
             let sizes: Vec<Option<usize>> = shape.iter().map(|size| usize::try_from(*size).ok()).collect();
             let open = sizes.iter().skip(1).filter(|size| size.is_none()).count();
@@ -85,11 +91,17 @@ impl Input {
         Ok(Self { name, role, narrow })
     }
 
-    /// The value for a batch. `first_position`: what the family counts positions from; `positions` is filled where it is needed.
+    /// The value for a batch. `positions`, of every token, and `asked`, pairs of row and position, are filled where they are needed.
     ///
     /// # Errors
     /// [`Error::Invalid`] for a batch whose parts have other lengths; the runtime's own.
-    pub(super) fn value<'v>(&self, model: &Path, batch: &'v TeacherBatch, positions: &'v [i64]) -> Result<SessionInputValue<'v>> {
+    pub(super) fn value<'v>(
+        &self,
+        model: &Path,
+        batch: &'v TeacherBatch,
+        positions: &'v [i64],
+        asked: &'v [i64],
+    ) -> Result<SessionInputValue<'v>> {
         let failed =
             |error: ort::Error| Error::library(format!("feed a batch of [{}, {}] tokens to", batch.rows, batch.length), model)(error);
         let values = match &self.role {
@@ -102,6 +114,7 @@ impl Input {
                 let shape: Vec<i64> = sizes.iter().enumerate().map(size).collect();
                 return Ok(DynTensor::new(&Allocator::default(), *element, shape).map_err(failed)?.into());
             }
+            Role::Asked => return Ok(TensorRef::from_array_view(([1, asked.len() / 2, 2], asked)).map_err(failed)?.into()),
             Role::UseCache => return Ok(Tensor::from_array(([1], vec![false])).map_err(failed)?.into()),
         };
         let size = batch.rows * batch.length;

@@ -1,9 +1,11 @@
 //! The teacher: where its files are, which runtime runs it, what its graph gives, and its answers.
 //!
 //! [`locate`](locate::locate) finds the files of an export, [`runtime::load`] the ONNX Runtime library, [`prepare`](prepare::prepare) reads
-//! the graph, tells what it answers and exposes the hidden states that were asked for, [`Teacher`] is the session, [`Answer`] a view of one batch's outputs.
+//! the graph, tells what it answers and exposes the hidden states that were asked for (and has it compute the asked positions alone, or targets in
+//! place of logits), [`Teacher`] is the session, [`Answer`] a view of one batch's outputs.
 //! This is the one place that knows ort.
 
+pub mod gather;
 mod hidden;
 mod inputs;
 pub mod locate;
@@ -12,6 +14,7 @@ pub mod outputs;
 mod parameters;
 pub mod prepare;
 mod recognise;
+pub mod reduce;
 pub mod runtime;
 mod sentence_files;
 pub mod session;
@@ -19,8 +22,9 @@ pub mod session;
 pub use locate::{TeacherFiles, locate};
 pub use outputs::Answer;
 pub use prepare::{HiddenLayers, Prepared, Purpose, prepare, prepare_for};
+pub use reduce::Reduction;
 pub use runtime::Runtime;
-pub use session::{Teacher, TeacherBatch};
+pub use session::{PROVIDERS, Teacher, TeacherBatch};
 
 #[cfg(test)]
 mod tests;

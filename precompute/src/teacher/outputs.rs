@@ -1,6 +1,9 @@
 //! One batch's outputs, checked for name, type and shape before anything is read.
 
+use super::gather::Asked;
 use super::recognise::SENTENCE_VECTOR;
+use super::reduce::{FittingReduction, Reduced};
+use crate::topk::{Targets, TopK};
 use half::slice::HalfFloatSliceExt;
 use logitcache::error::{Error, Result};
 use logitcache::target::Task;
@@ -33,6 +36,19 @@ impl OutputShape {
     }
 }
 
+/// What the outputs of a batch must be.
+pub(super) struct Expected<'a> {
+    pub shape: &'a OutputShape,
+    /// Where the graph gathers the asked positions, which.
+    pub asked: Option<&'a Asked>,
+    /// Where the graph makes targets of logits, which.
+    pub reduction: Option<&'a FittingReduction>,
+    /// The outputs with hidden states.
+    pub hidden: &'a [String],
+    /// Widths of a row of the output that is read and of a hidden state; 0 where not known.
+    pub sizes: [usize; 2],
+}
+
 /// A view of one batch's outputs; rows may be read from several threads. float32 outputs are not copied, float16 ones are converted once.
 #[derive(Debug)]
 pub struct Answer<'a> {
@@ -40,30 +56,38 @@ pub struct Answer<'a> {
     length: usize,
     /// Rows of `values` for each sequence: its tokens, or 1.
     answers: usize,
+    /// Where fewer positions were asked, which.
+    asked: Option<&'a Asked>,
     of_sequences: bool,
     width: usize,
     hidden_size: usize,
+    /// Empty where the graph has reduced them.
     values: Cow<'a, [f32]>,
+    reduced: Option<Reduced<'a>>,
     hidden: Vec<Cow<'a, [f32]>>,
 }
 
 impl<'a> Answer<'a> {
-    /// Checks the outputs of a batch of `rows` sequences of `length` tokens. `hidden` names the hidden states. Sizes that are 0 are taken from the outputs.
-    pub(super) fn new(
-        model: &Path,
-        outputs: &'a SessionOutputs<'_>,
-        [rows, length]: [usize; 2],
-        shape: &OutputShape,
-        hidden: &[String],
-        [mut width, mut hidden_size]: [usize; 2],
-    ) -> Result<Self> {
+    /// Checks the outputs of a batch of `rows` sequences of `length` tokens. Sizes that are 0 are taken from the outputs.
+    pub(super) fn new(model: &Path, outputs: &'a SessionOutputs<'_>, [rows, length]: [usize; 2], expected: Expected<'a>) -> Result<Self> {
+        let Expected { shape, asked, reduction, hidden, sizes: [mut width, mut hidden_size] } = expected;
         let all = [rows, length];
-        let values = tensor(model, outputs, &shape.name, &all[..shape.rank - 1], &mut width, &shape.remedy())?;
+        let outer = match asked {
+            Some(asked) => &[1, asked.answers()],
+            None => &all[..shape.rank - 1],
+        };
+        let (values, reduced) = match reduction {
+            Some(fitting) => {
+                width = fitting.width;
+                (Cow::Borrowed(&[][..]), Some(Reduced::new(model, outputs, outer, &fitting.reduction)?))
+            }
+            None => (tensor(model, outputs, &shape.name, outer, &mut width, &shape.remedy())?, None),
+        };
         let remedy = "name another tensor with --hidden-tensor LAYER=NAME";
         let hidden = hidden.iter().map(|name| tensor(model, outputs, name, &all, &mut hidden_size, remedy)).collect::<Result<_>>()?;
         let of_sequences = shape.rank == 2;
         let answers = if of_sequences { 1 } else { length };
-        Ok(Self { rows, length, answers, of_sequences, width, hidden_size, values, hidden })
+        Ok(Self { rows, length, answers, asked, of_sequences, width, hidden_size, values, reduced, hidden })
     }
 
     /// Sequences of the batch.
@@ -95,20 +119,43 @@ impl<'a> Answer<'a> {
     /// whole is at position 0.
     ///
     /// # Panics
-    /// If `row` or `position` is outside the batch.
+    /// If `row` or `position` is outside the batch or was not asked, or the graph has made targets of the logits.
     pub fn logits(&self, row: usize, position: usize) -> &[f32] {
-        assert!(row < self.rows && position < self.answers, "row {row}, position {position} of answers [{}, {}]", self.rows, self.answers);
-        let start = (row * self.answers + position) * self.width;
+        let start = self.place(row, position) * self.width;
         &self.values[start..start + self.width]
     }
 
-    /// `[length, width]`, padding included, or `[width]` where there is one vector for a sequence: every value for `row`.
+    /// Appends the targets of `position` in `row`: those that the graph has made, else `top_k`'s of the logits.
+    ///
+    /// # Errors
+    /// What is not finite among the logits, for messages; nothing is appended then.
     ///
     /// # Panics
-    /// If `row` is outside the batch.
+    /// If `row` or `position` is outside the batch or was not asked.
+    pub fn append_targets(&self, row: usize, position: usize, top_k: &mut TopK, targets: &mut Targets) -> std::result::Result<(), String> {
+        match &self.reduced {
+            Some(reduced) => reduced.append(self.place(row, position), targets),
+            None => top_k.append(self.logits(row, position), targets).map_err(|found| found.to_string()),
+        }
+    }
+
+    /// Which of the answers that is.
+    fn place(&self, row: usize, position: usize) -> usize {
+        assert!(row < self.rows && position < self.answers, "row {row}, position {position} of answers [{}, {}]", self.rows, self.answers);
+        match self.asked {
+            None => row * self.answers + position,
+            Some(asked) => asked.place(row, position).expect("only positions that were asked have answers"),
+        }
+    }
+
+    /// `[length, width]`, padding included, or `[width]` where there is one vector for a sequence: every value for `row`, of the asked positions
+    /// where fewer were asked.
+    ///
+    /// # Panics
+    /// If `row` is outside the batch, or the graph has made targets of the logits.
     pub fn states(&self, row: usize) -> &[f32] {
-        let size = self.answers * self.width;
-        &self.values[row * size..(row + 1) * size]
+        let places = self.asked.map_or(row * self.answers..(row + 1) * self.answers, |asked| asked.of_row(row));
+        &self.values[places.start * self.width..places.end * self.width]
     }
 
     /// `[length, hidden_size]`, padding included: the hidden state of the `index`-th of `Teacher::hidden_layers` for `row`.
@@ -122,7 +169,7 @@ impl<'a> Answer<'a> {
 }
 
 /// The values of output `name`, which must have the dimensions `outer` and a width; a `width` of 0 is set.
-fn tensor<'a>(
+pub(super) fn tensor<'a>(
     model: &Path,
     outputs: &'a SessionOutputs<'_>,
     name: &str,

@@ -1,17 +1,19 @@
 //! From a teacher's files to what the session is opened with: its graph is read, and the hidden states that were asked for become outputs.
 
 use super::TeacherFiles;
+use super::gather::{gather, kept};
 use super::hidden::{Encoder, Unknown};
 use super::model_config::ModelConfig;
 use super::parameters;
 use super::recognise::{Export, SENTENCE_VECTOR};
+use super::reduce::{FittingReduction, reduce};
 use super::sentence_files::SentenceFiles;
 use crate::task::TeacherTask;
 use logitcache::error::{Error, Result};
 use logitcache::onnx::messages::NodeProto;
-use logitcache::onnx::{Graph, Model};
+use logitcache::onnx::{Edit, Graph, Model};
 use logitcache::target::{Pooling, Task};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// An output of that name and a layer's number is that layer's hidden state.
@@ -36,8 +38,12 @@ pub enum HiddenLayers {
 #[derive(Clone, Debug)]
 pub struct Prepared {
     pub(super) model: PathBuf,
-    /// The changed model; absent where the file serves as it is.
-    pub(super) changed: Option<Vec<u8>>,
+    /// The file in memory, until the session is opened.
+    pub(super) graph: Option<Model>,
+    /// Whether the graph is to compute the asked positions alone.
+    pub(super) gathers: bool,
+    /// What the graph is to make of its logits.
+    pub(super) reduction: Option<FittingReduction>,
     pub(super) config: ModelConfig,
     pub(super) task: TeacherTask,
     /// The output that is read.
@@ -49,6 +55,7 @@ pub struct Prepared {
     hidden_tensors: BTreeMap<u32, String>,
     weight_files: Vec<PathBuf>,
     module_files: Vec<PathBuf>,
+    pub(super) notes: Vec<String>,
 }
 
 impl Prepared {
@@ -78,6 +85,35 @@ impl Prepared {
     /// Exposed hidden states: layer to tensor name, ascending.
     pub fn hidden_tensors(&self) -> &BTreeMap<u32, String> {
         &self.hidden_tensors
+    }
+
+    /// The same with every position computed, whatever is asked. Its graph will be read again.
+    pub(super) fn ungathered(&self) -> Self {
+        Self { graph: None, gathers: false, ..self.clone() }
+    }
+
+    /// Lets go of the graph: the changed model, or nothing where the file serves as it is.
+    ///
+    /// # Errors
+    /// Those of reading the file again.
+    pub(super) fn take_changed(&mut self) -> Result<Option<Vec<u8>>> {
+        let model = self.graph.take().map_or_else(|| Model::read(&self.model), Ok)?;
+        let inner: BTreeSet<&str> = self.hidden_tensors.values().map(String::as_str).collect();
+        let inner = inner.into_iter().filter(|name| !outputs(&model).any(|output| output == *name));
+        let inner: Vec<String> = inner.map(str::to_owned).collect();
+        if !self.gathers && self.reduction.is_none() {
+            return Ok((!inner.is_empty()).then(|| model.into_bytes_with_outputs(inner.iter().map(String::as_str))));
+        }
+        let mut edit = Edit::default();
+        inner.iter().for_each(|name| edit.output(name));
+        if self.gathers {
+            let failed = |reason: String| Error::invalid("positions to gather", "those that were found before", reason);
+            gather(&model, &self.output, &kept(self), &mut edit).map_err(failed)?;
+        }
+        if let Some(FittingReduction { reduction, .. }) = &self.reduction {
+            reduce(reduction, model.opset(), &self.output, &mut edit);
+        }
+        model.into_edited_bytes(&edit).map(Some)
     }
 
     /// Every file the answers depend on: the model, then those with its external data, sorted.
@@ -132,12 +168,12 @@ pub fn prepare_for(purpose: Purpose, files: &TeacherFiles, layers: &HiddenLayers
     let parameters = parameters::count(&model)?;
     let directory = files.model.parent().unwrap_or(Path::new("")).to_owned();
     let weight_files = model.external_files().into_iter().map(|name| directory.join(name)).collect();
-    let inner = hidden_tensors.values().any(|name| !outputs(&model).any(|output| output == name));
-    let changed = inner
-        .then(|| model.into_bytes_with_outputs(hidden_tensors.values().map(String::as_str).collect::<std::collections::BTreeSet<_>>()));
     Ok(Prepared {
         model: files.model.clone(),
-        changed,
+        graph: Some(model),
+        gathers: false,
+        reduction: None,
+        notes: Vec::new(),
         config,
         task,
         output,

@@ -1,17 +1,21 @@
 //! Asking the teacher: the session, its inputs by name, and one batch at a time.
 
+use super::gather::{Asked, every_position};
 use super::inputs::{Input, Role, TOKEN_INPUTS};
-use super::outputs::OutputShape;
+use super::outputs::{Expected, OutputShape};
+use super::reduce::{self, FittingReduction};
 use super::{Answer, Prepared, Runtime};
 use logitcache::cache::manifest::TeacherSummary;
 use logitcache::error::{Error, Result};
 use logitcache::target::Task;
-use ort::session::builder::GraphOptimizationLevel;
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::session::{HasSelectedOutputs, OutputSelector, RunOptions, Session, SessionInputValue};
 use std::path::{Path, PathBuf};
 
 /// Execution providers this build has; a provider that ONNX Runtime cannot register is an error, never a fallback.
-pub const PROVIDERS: [&str; 1] = ["cpu"];
+pub const PROVIDERS: &[&str] = if cfg!(feature = "cuda") { &["cpu", CUDA] } else { &["cpu"] };
+/// NVIDIA's.
+const CUDA: &str = "cuda";
 /// Where ONNX Runtime looks for external data of a model that it is given as bytes.
 const EXTERNAL_DATA_FOLDER: &str = "session.model_external_initializers_file_folder_path";
 
@@ -48,10 +52,14 @@ pub struct Teacher {
     hidden_size: usize,
     maximum_length: Option<usize>,
     first_position: i64,
+    gathers: bool,
+    reduction: Option<FittingReduction>,
+    notes: Vec<String>,
 }
 
 impl Teacher {
     /// Opens the session and asks it once, so that every later answer has the shape that is known from then on. `threads`: 0 lets the runtime choose.
+    /// Where the graph turns out not to compute asked positions alone, it computes every one, and a note says so.
     ///
     /// # Errors
     /// [`Error::Usage`] for a provider that this build does not have; [`Error::Data`] for inputs that cannot be filled, and for outputs whose type or
@@ -61,8 +69,23 @@ impl Teacher {
             let remedy = "leave it out, or build with that provider";
             return Err(Error::usage("--provider", format!("one that this build has: {}", PROVIDERS.join(", ")), provider, remedy));
         }
+        if !prepared.gathers {
+            return Self::open_as_prepared(runtime, prepared, threads, provider);
+        }
+        let every = prepared.ungathered();
+        Self::open_as_prepared(runtime, prepared, threads, provider).or_else(|refused| {
+            // Where the graph is at fault in another way, this meets the same error.
+            let mut teacher = Self::open_as_prepared(runtime, every, threads, provider)?;
+            teacher.notes.push(every_position(&refused.to_string()));
+            Ok(teacher)
+        })
+    }
+
+    fn open_as_prepared(runtime: &Runtime, mut prepared: Prepared, threads: usize, provider: &str) -> Result<Self> {
         let model = prepared.model.clone();
-        let session = open_session(runtime, &prepared, threads).map_err(Error::library("open", &model))?;
+        let changed = prepared.take_changed()?;
+        let builder = session_builder(runtime, threads, provider).map_err(Error::library("prepare to open", &model))?;
+        let session = open_session(builder, &model, changed).map_err(Error::library("open", &model))?;
         let inputs = session.inputs().iter().map(|outlet| Input::of(&model, outlet)).collect::<Result<Vec<_>>>()?;
         for (name, role) in &TOKEN_INPUTS[..2] {
             if !inputs.iter().any(|input| input.role == *role) {
@@ -73,7 +96,9 @@ impl Teacher {
         let hidden_layers: Vec<u32> = prepared.hidden_tensors().keys().copied().collect();
         let hidden_outputs: Vec<String> = prepared.hidden_tensors().values().cloned().collect();
         let names: std::collections::BTreeSet<&String> = hidden_outputs.iter().collect();
-        let selector = names.into_iter().fold(OutputSelector::no_default().with(&prepared.output), |selector, name| selector.with(name));
+        let answers = if prepared.reduction.is_some() { &reduce::OUTPUTS[..] } else { &[prepared.output.as_str()] };
+        let names = answers.iter().copied().chain(names.into_iter().map(String::as_str));
+        let selector = names.fold(OutputSelector::no_default(), |selector, name| selector.with(name));
         let options = RunOptions::new().map_err(Error::library("prepare a run of", &model))?.with_outputs(selector);
         let summary = TeacherSummary {
             parameters: prepared.parameters,
@@ -99,6 +124,9 @@ impl Teacher {
             hidden_size: 0,
             maximum_length: prepared.config.maximum_length.map(|length| length as usize),
             first_position: i64::from(prepared.config.first_position),
+            gathers: prepared.gathers,
+            reduction: prepared.reduction.clone(),
+            notes: prepared.notes.clone(),
         };
         teacher.probe(&prepared)?;
         Ok(teacher)
@@ -139,11 +167,41 @@ impl Teacher {
         self.maximum_length
     }
 
-    /// Runs one batch and hands a view of the outputs to `read`.
+    /// Whether the graph computes no answers but for the positions asked.
+    pub fn gathers(&self) -> bool {
+        self.gathers
+    }
+
+    /// What the user should know of how the graph is asked.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Runs one batch, asking about every position, and hands a view of the outputs to `read`.
+    ///
+    /// # Errors
+    /// As [`run_asked`](Self::run_asked).
+    pub fn run<R>(&mut self, batch: &TeacherBatch, read: impl FnOnce(&Answer<'_>) -> Result<R>) -> Result<R> {
+        let asked = self.gathers.then(|| Asked::every(batch.rows, batch.length));
+        self.run_places(batch, asked.unwrap_or_default(), read)
+    }
+
+    /// Runs one batch and hands a view of the outputs to `read`. `asked`: for each row the positions that are asked, ascending; where the graph
+    /// [`gathers`](Self::gathers), others have no answers.
     ///
     /// # Errors
     /// Those of `read`; [`Error::Invalid`] for a batch whose parts have other lengths; the runtime's own, and outputs of an unexpected shape.
-    pub fn run<R>(&mut self, batch: &TeacherBatch, read: impl FnOnce(&Answer<'_>) -> Result<R>) -> Result<R> {
+    pub fn run_asked<R>(&mut self, batch: &TeacherBatch, asked: &[&[u16]], read: impl FnOnce(&Answer<'_>) -> Result<R>) -> Result<R> {
+        let beyond = asked.iter().flat_map(|row| row.last()).find(|position| usize::from(**position) >= batch.length);
+        if asked.len() != batch.rows || beyond.is_some() {
+            let found = format!("{} rows, {beyond:?} among them", asked.len());
+            return Err(Error::invalid("asked positions", format!("{} rows of positions below {}", batch.rows, batch.length), found));
+        }
+        let asked = self.gathers.then(|| Asked::of(asked));
+        self.run_places(batch, asked.unwrap_or_default(), read)
+    }
+
+    fn run_places<R>(&mut self, batch: &TeacherBatch, asked: Asked, read: impl FnOnce(&Answer<'_>) -> Result<R>) -> Result<R> {
         let failed = |error: ort::Error| {
             Error::library(format!("run a batch of [{}, {}] tokens through", batch.rows, batch.length), &self.model)(error)
         };
@@ -154,11 +212,17 @@ impl Teacher {
         };
         let mut feed: Vec<(&str, SessionInputValue<'_>)> = Vec::with_capacity(self.inputs.len());
         for input in &self.inputs {
-            feed.push((&input.name, input.value(&self.model, batch, &positions)?));
+            feed.push((&input.name, input.value(&self.model, batch, &positions, &asked.pairs)?));
         }
         let outputs = self.session.run_with_options(feed, &self.options).map_err(failed)?;
-        let sizes = [self.width, self.hidden_size];
-        let answer = Answer::new(&self.model, &outputs, [batch.rows, batch.length], &self.shape, &self.hidden_outputs, sizes)?;
+        let expected = Expected {
+            shape: &self.shape,
+            asked: self.gathers.then_some(&asked),
+            reduction: self.reduction.as_ref(),
+            hidden: &self.hidden_outputs,
+            sizes: [self.width, self.hidden_size],
+        };
+        let answer = Answer::new(&self.model, &outputs, [batch.rows, batch.length], expected)?;
         read(&answer)
     }
 
@@ -215,19 +279,24 @@ impl Teacher {
     }
 }
 
-fn open_session(runtime: &Runtime, prepared: &Prepared, threads: usize) -> ort::Result<Session> {
-    let mut builder = Session::builder(&runtime.environment)?
+fn session_builder(runtime: &Runtime, threads: usize, provider: &str) -> ort::Result<SessionBuilder> {
+    let builder = Session::builder(&runtime.environment)?
         .with_optimization_level(GraphOptimizationLevel::All)?
         .with_intra_threads(threads)?
         // Spinning would keep a processor busy between batches that the tokenizer and the top-k need.
-        .with_intra_op_spinning(false)?
-        .with_execution_providers([ort::ep::CPU::default().with_arena_allocator(true).build().error_on_failure()])?;
-    match &prepared.changed {
-        None => builder.commit_from_file(std::path::absolute(&prepared.model).map_err(ort::Error::wrap)?),
-        Some(bytes) => {
-            let model = std::path::absolute(&prepared.model).map_err(ort::Error::wrap)?;
-            let folder = model.parent().unwrap_or(Path::new("/")).to_string_lossy().into_owned();
-            builder.with_config_entry(EXTERNAL_DATA_FOLDER, folder)?.commit_from_memory(bytes)
-        }
+        .with_intra_op_spinning(false)?;
+    let cpu = ort::ep::CPU::default().with_arena_allocator(true).build().error_on_failure();
+    match provider {
+        #[cfg(feature = "cuda")]
+        CUDA => Ok(builder.with_execution_providers([ort::ep::CUDA::default().build().error_on_failure(), cpu])?),
+        _ => Ok(builder.with_execution_providers([cpu])?),
     }
+}
+
+/// `changed`: the model to open in place of the file.
+fn open_session(mut builder: SessionBuilder, model: &Path, changed: Option<Vec<u8>>) -> ort::Result<Session> {
+    let model = std::path::absolute(model).map_err(ort::Error::wrap)?;
+    let Some(bytes) = changed else { return builder.commit_from_file(model) };
+    let folder = model.parent().unwrap_or(Path::new("/")).to_string_lossy().into_owned();
+    builder.with_config_entry(EXTERNAL_DATA_FOLDER, folder)?.commit_from_memory(&bytes)
 }

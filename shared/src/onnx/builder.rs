@@ -129,7 +129,8 @@ impl GraphBuilder {
     }
 }
 
-fn value(name: &str, element: i32, dimensions: Vec<Dimension>) -> Value {
+/// An input or output of that name and type.
+pub fn value(name: &str, element: i32, dimensions: Vec<Dimension>) -> Value {
     let tensor = TensorType { element, shape: Some(Shape { dimensions }) };
     Value { name: name.to_owned(), value_type: Some(ValueType { tensor: Some(tensor) }) }
 }

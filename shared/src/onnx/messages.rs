@@ -10,9 +10,23 @@ pub struct ModelProto {
     /// The main graph.
     #[prost(message, optional, tag = "7")]
     pub graph: Option<GraphProto>,
+    /// The versions of the operations that the nodes are of.
+    #[prost(message, repeated, tag = "8")]
+    pub operator_sets: Vec<OperatorSetProto>,
     /// Functions that nodes may call; their inner tensors cannot be exposed.
     #[prost(message, repeated, tag = "25")]
     pub functions: Vec<FunctionProto>,
+}
+
+/// A version of a set of operations.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct OperatorSetProto {
+    /// Empty or `ai.onnx` for the standard operations.
+    #[prost(string, tag = "1")]
+    pub domain: String,
+    /// For example 17.
+    #[prost(int64, tag = "2")]
+    pub version: i64,
 }
 
 /// Nodes in topological order and the tensors they share.
@@ -58,6 +72,18 @@ pub struct NodeProto {
     pub metadata: Vec<EntryProto>,
 }
 
+impl NodeProto {
+    /// The setting of that name, where the node has it.
+    pub fn attribute(&self, name: &str) -> Option<&AttributeProto> {
+        self.attributes.iter().find(|attribute| attribute.name == name)
+    }
+
+    /// Whether the operation is a standard one or one of ONNX Runtime's own.
+    pub fn is_known_domain(&self) -> bool {
+        matches!(self.domain.as_str(), "" | "ai.onnx" | "com.microsoft")
+    }
+}
+
 /// A setting of a node.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct AttributeProto {
@@ -70,6 +96,9 @@ pub struct AttributeProto {
     /// Its value where that is a tensor.
     #[prost(message, optional, tag = "5")]
     pub tensor: Option<TensorProto>,
+    /// Its value where that is a list of integers.
+    #[prost(int64, repeated, tag = "8")]
+    pub ints: Vec<i64>,
 }
 
 /// A constant.
@@ -87,6 +116,9 @@ pub struct TensorProto {
     /// Values of small integer and boolean types, where they are not in `raw_data`.
     #[prost(int32, repeated, tag = "5")]
     pub int32_data: Vec<i32>,
+    /// Values of int64, where they are not in `raw_data`.
+    #[prost(int64, repeated, tag = "7")]
+    pub int64_data: Vec<i64>,
     /// The tensor's name.
     #[prost(string, tag = "8")]
     pub name: String,
@@ -99,6 +131,21 @@ pub struct TensorProto {
     /// 1 where the values lie in another file.
     #[prost(int32, tag = "14")]
     pub data_location: i32,
+}
+
+impl TensorProto {
+    /// How many values it has.
+    pub fn elements(&self) -> u64 {
+        self.dims.iter().map(|dim| u64::try_from(*dim).unwrap_or(0)).fold(1, u64::saturating_mul)
+    }
+
+    /// The values of an int64 tensor that is in the file.
+    pub fn integers(&self) -> Vec<i64> {
+        match self.int64_data.is_empty() {
+            true => self.raw_data.as_chunks::<8>().0.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect(),
+            false => self.int64_data.clone(),
+        }
+    }
 }
 
 /// A key and its value.

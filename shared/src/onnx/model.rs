@@ -1,6 +1,7 @@
 //! A model file in memory.
 
-use super::messages::{EXTERNAL, GraphProto, ModelProto, TensorProto, ValueInfoProto, element_type};
+use super::edit::Edit;
+use super::messages::{EXTERNAL, GraphProto, ModelProto, OperatorSetProto, TensorProto, ValueInfoProto, element_type};
 use crate::error::{Error, Result};
 use prost::Message;
 use prost::bytes::Bytes;
@@ -53,6 +54,12 @@ impl Model {
         self.message.functions.iter().map(|function| function.name.as_str())
     }
 
+    /// The version of the standard operations; 0 where the file does not say.
+    pub fn opset(&self) -> i64 {
+        let standard = |set: &&OperatorSetProto| matches!(set.domain.as_str(), "" | "ai.onnx");
+        self.message.operator_sets.iter().find(standard).map_or(0, |set| set.version)
+    }
+
     /// The other files in which weights lie, sorted, as the model names them: relative to its directory.
     pub fn external_files(&self) -> Vec<&str> {
         let external = self.graph().initializers.iter().filter(|tensor| tensor.data_location == EXTERNAL);
@@ -70,7 +77,7 @@ impl Model {
             float if element_type::FLOATS.contains(&float) => true,
             small => element_type::QUANTISED.contains(&small) && tensor.dims.len() >= 2,
         };
-        self.graph().initializers.iter().filter(is_weight).map(elements).filter(|elements| *elements > 1).sum()
+        self.graph().initializers.iter().filter(is_weight).map(TensorProto::elements).filter(|elements| *elements > 1).sum()
     }
 
     /// The file's bytes with `names` as further outputs of the graph; their types are left to the runtime. Names that are outputs already are left out.
@@ -84,17 +91,23 @@ impl Model {
             .filter(|name| !is_output(name))
             .map(|name| ValueInfoProto { name: name.to_owned(), declared: None })
             .collect();
-        let addition = ModelProto { graph: Some(GraphProto { outputs, ..GraphProto::default() }), functions: Vec::new() };
+        let addition = ModelProto { graph: Some(GraphProto { outputs, ..GraphProto::default() }), ..ModelProto::default() };
         // The decoded message shares the bytes: without it they are ours alone, and grow in place.
         drop(self.message);
         let mut bytes = Vec::from(self.bytes);
         bytes.extend_from_slice(&addition.encode_to_vec());
         bytes
     }
-}
 
-fn elements(tensor: &TensorProto) -> u64 {
-    tensor.dims.iter().map(|dim| u64::try_from(*dim).unwrap_or(0)).fold(1, u64::saturating_mul)
+    /// The file's bytes with a part of the graph changed.
+    ///
+    /// # Errors
+    /// None that reading the file has not had before.
+    pub fn into_edited_bytes(self, edit: &Edit) -> Result<Vec<u8>> {
+        // The decoded message is not needed any more; the bytes are, until the new ones are made.
+        drop(self.message);
+        edit.apply(&self.bytes).map_err(Error::library("change the graph of", &self.path))
+    }
 }
 
 #[cfg(test)]
@@ -127,7 +140,7 @@ mod tests {
             outputs: vec![ValueInfoProto { name: "logits".into(), declared: None }],
         };
         let mut bytes = vec![0x32, 1, b'x'];
-        bytes.extend(ModelProto { graph: Some(graph), functions: Vec::new() }.encode_to_vec());
+        bytes.extend(ModelProto { graph: Some(graph), ..ModelProto::default() }.encode_to_vec());
         bytes
     }
 

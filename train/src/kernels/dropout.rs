@@ -4,6 +4,7 @@
 //! number of micro-batches or the number of threads. So the backward pass draws the mask again instead of keeping it.
 
 use super::element::Element;
+use super::level::Level;
 use super::packing::Packing;
 use super::storage::{failure, filled_by_chunks, for_dtype, rows_and_width, slice_of, tensor_of, with_slice};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
@@ -65,13 +66,12 @@ impl DropoutSite {
 /// Each number is dropped with the plan's hidden probability, and the others are scaled up so that the expectation stays. `x` is
 /// `[rows, width]` and comes back itself where the probability is 0.
 pub fn dropout(x: &Tensor, packing: &Arc<Packing>, plan: &DropoutPlan, site: DropoutSite) -> Result<Tensor> {
-    let Some(rate) = Rate::new("dropout", plan.hidden)? else { return Ok(x.clone()) };
+    let Some(dropped) = RowDropout::new(packing, None, plan, site)? else { return Ok(x.clone()) };
     let (rows, width) = rows_and_width("dropout", x)?;
     if rows != packing.rows() {
         return Err(failure("dropout", format!("{rows} rows for a packing of {}", packing.rows())));
     }
-    let (packing, plan) = (packing.clone(), *plan);
-    for_dtype!("dropout", x.dtype(), T => x.apply_op1(Dropout::<T> { packing, plan, site, rate, width, element: PhantomData }))
+    for_dtype!("dropout", x.dtype(), T => x.apply_op1(Dropout::<T> { rows: dropped, width, element: PhantomData }))
 }
 
 /// A probability as a threshold on 16 random bits, so that one draw of 64 serves four numbers.
@@ -119,28 +119,55 @@ pub(crate) fn stream_of(plan: &DropoutPlan, packing: &Packing, sequence: usize, 
     RandomStream::new(plan.seed, Purpose::Dropout, &[plan.step, id, u64::from(pass), kind, layer, part as u64])
 }
 
-struct Dropout<T> {
-    packing: Arc<Packing>,
-    plan: DropoutPlan,
-    site: DropoutSite,
-    rate: Rate,
-    width: usize,
-    element: PhantomData<T>,
+levelled! {
+    /// A row times its factors.
+    fn drop_row<T>(x: &[T], rate: Rate, stream: &RandomStream, row: usize, y: &mut [T]) {
+        rate.factors(stream, row, y);
+        y.iter_mut().zip(x).for_each(|(y, x)| *y *= *x);
+    }
 }
 
-impl<T: Element> Dropout<T> {
-    /// Forward and backward pass alike: the operation is linear.
-    fn apply(&self, x: &[T]) -> Vec<T> {
-        let streams: Vec<RandomStream> =
-            (0..self.packing.sequences()).map(|i| stream_of(&self.plan, &self.packing, i, self.site, 0)).collect();
-        let rows: Vec<(usize, usize)> =
-            (0..self.packing.sequences()).flat_map(|i| (0..self.packing.range(i).len()).map(move |row| (i, row))).collect();
-        let inputs = rows.par_iter().zip(x.par_chunks(self.width)).with_min_len(16);
-        filled_by_chunks(x.len(), self.width, inputs, |y, ((sequence, row), x)| {
-            self.rate.factors(&streams[*sequence], *row, y);
-            y.iter_mut().zip(x).for_each(|(y, x)| *y *= *x);
+/// Which numbers of some rows are dropped at a site.
+pub(crate) struct RowDropout {
+    rate: Rate,
+    /// `[sequence]`.
+    streams: Vec<RandomStream>,
+    /// `[row]`: the sequence, and the row counted within it.
+    rows: Vec<(usize, usize)>,
+}
+
+impl RowDropout {
+    /// Of all rows of a packing, or of those asked (ascending). None where nothing is dropped.
+    pub(crate) fn new(packing: &Packing, asked: Option<&[u32]>, plan: &DropoutPlan, site: DropoutSite) -> Result<Option<Self>> {
+        let Some(rate) = Rate::new("dropout", plan.hidden)? else { return Ok(None) };
+        let streams = (0..packing.sequences()).map(|i| stream_of(plan, packing, i, site, 0)).collect();
+        let all = (0..packing.sequences()).flat_map(|i| packing.range(i).map(move |row| (i, row)));
+        let mut asked = asked.map(|asked| asked.iter().copied().peekable());
+        let mut is_asked = |row: usize| asked.as_mut().is_none_or(|asked| asked.next_if(|next| *next as usize == row).is_some());
+        let rows = all.filter(|(_, row)| is_asked(*row)).map(|(i, row)| (i, row - packing.range(i).start)).collect();
+        Ok(Some(Self { rate, streams, rows }))
+    }
+
+    /// What decides about a row: see [`Rate::factors`].
+    pub(crate) fn row(&self, index: usize) -> (Rate, &RandomStream, usize) {
+        let (sequence, row) = self.rows[index];
+        (self.rate, &self.streams[sequence], row)
+    }
+
+    /// The rows `[rows, width]` times their factors. The forward and the backward pass alike: the operation is linear.
+    pub(crate) fn apply<T: Element>(&self, x: &[T], width: usize) -> Vec<T> {
+        let level = Level::best();
+        let inputs = self.rows.par_iter().zip(x.par_chunks(width)).with_min_len(16);
+        filled_by_chunks(x.len(), width, inputs, |y, ((sequence, row), x)| {
+            drop_row(level, x, self.rate, &self.streams[*sequence], *row, y);
         })
     }
+}
+
+struct Dropout<T> {
+    rows: RowDropout,
+    width: usize,
+    element: PhantomData<T>,
 }
 
 impl<T: Element> CustomOp1 for Dropout<T> {
@@ -149,11 +176,12 @@ impl<T: Element> CustomOp1 for Dropout<T> {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        Ok((T::to_cpu_storage_owned(self.apply(slice_of("dropout", storage, layout)?)), layout.shape().clone()))
+        let y = self.rows.apply(slice_of::<T>("dropout", storage, layout)?, self.width);
+        Ok((T::to_cpu_storage_owned(y), layout.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
-        Ok(Some(tensor_of(with_slice("dropout", gradient, |gradient: &[T]| self.apply(gradient))?, x.shape())?))
+        Ok(Some(tensor_of(with_slice("dropout", gradient, |gradient: &[T]| self.rows.apply(gradient, self.width))?, x.shape())?))
     }
 }
 

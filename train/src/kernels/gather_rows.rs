@@ -7,16 +7,25 @@ use rayon::prelude::*;
 use std::marker::PhantomData;
 
 /// Rows `asked` (strictly ascending) of `x` `[rows, width]`, as `[asked, width]`. The backward pass puts their gradients back, and zeros into
-/// the other rows.
+/// the other rows. Where all rows are asked, `x` itself comes back.
 pub fn gather_rows(x: &Tensor, asked: &[u32]) -> Result<Tensor> {
     let (rows, width) = rows_and_width("gather_rows", x)?;
-    if !asked.is_sorted_by(|a, b| a < b) {
-        return Err(failure("gather_rows", "the rows asked must be strictly ascending"));
-    }
-    if let Some(row) = asked.last().filter(|row| **row as usize >= rows) {
-        return Err(failure("gather_rows", format!("row {row} was asked of {rows} rows")));
+    check_asked("gather_rows", asked, rows)?;
+    if asked.len() == rows {
+        return Ok(x.clone());
     }
     for_dtype!("gather_rows", x.dtype(), T => x.apply_op1(GatherRows::<T> { asked: asked.to_vec(), width, element: PhantomData }))
+}
+
+/// Refuses rows out of order or range.
+pub(crate) fn check_asked(operation: &str, asked: &[u32], rows: usize) -> Result<()> {
+    if !asked.is_sorted_by(|a, b| a < b) {
+        return Err(failure(operation, "the rows asked must be strictly ascending"));
+    }
+    match asked.last().filter(|row| **row as usize >= rows) {
+        Some(row) => Err(failure(operation, format!("row {row} was asked of {rows} rows"))),
+        None => Ok(()),
+    }
 }
 
 struct GatherRows<T> {
@@ -25,30 +34,33 @@ struct GatherRows<T> {
     element: PhantomData<T>,
 }
 
+/// Rows `asked` of `x` `[rows, width]`.
+pub(crate) fn gathered<T: Element>(x: &[T], width: usize, asked: &[u32]) -> Vec<T> {
+    filled_by_chunks(asked.len() * width, width, asked.par_iter(), |y, row| y.copy_from_slice(&x[*row as usize * width..][..width]))
+}
+
+/// `[rows, width]` with the rows of `y` at the places `asked`, ascending, and zeros at the others.
+pub(crate) fn scattered<T: Element>(y: &[T], width: usize, asked: &[u32], rows: usize) -> Vec<T> {
+    filled_by_chunks(rows * width, width, (0..rows).into_par_iter(), |x, row| {
+        if let Ok(position) = asked.binary_search(&(row as u32)) {
+            x.copy_from_slice(&y[position * width..][..width]);
+        }
+    })
+}
+
 impl<T: Element> CustomOp1 for GatherRows<T> {
     fn name(&self) -> &'static str {
         "gather_rows"
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x: &[T] = slice_of("gather_rows", storage, layout)?;
-        let width = self.width;
-        let y = filled_by_chunks(self.asked.len() * width, width, self.asked.par_iter(), |y, row| {
-            y.copy_from_slice(&x[*row as usize * width..][..width]);
-        });
-        Ok((T::to_cpu_storage_owned(y), (self.asked.len(), width).into()))
+        let y: Vec<T> = gathered(slice_of("gather_rows", storage, layout)?, self.width, &self.asked);
+        Ok((T::to_cpu_storage_owned(y), (self.asked.len(), self.width).into()))
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
-        let width = self.width;
-        let dx = with_slice("gather_rows", gradient, |gradient: &[T]| {
-            let rows = (0..x.elem_count() / width).into_par_iter();
-            filled_by_chunks(x.elem_count(), width, rows, |dx, row| {
-                if let Ok(position) = self.asked.binary_search(&(row as u32)) {
-                    dx.copy_from_slice(&gradient[position * width..][..width]);
-                }
-            })
-        })?;
+        let rows = x.elem_count() / self.width;
+        let dx = with_slice("gather_rows", gradient, |gradient: &[T]| scattered(gradient, self.width, &self.asked, rows))?;
         Ok(Some(tensor_of(dx, x.shape())?))
     }
 }

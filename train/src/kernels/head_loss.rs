@@ -1,19 +1,17 @@
 //! The last linear map to the logits (a tied decoder, a classifier) and the losses over the vocabulary or the classes, fused.
 //!
 //! Logits exist for a chunk of rows at a time. Each row's losses and their gradient are computed in place, then the chunk's gradient goes
-//! through the decoder; nothing of `[rows, vocabulary]` is ever whole in memory.
+//! through the decoder (see `head_tiles`); nothing of `[rows, vocabulary]` is ever whole in memory.
 
 use super::element::Element;
 use super::head_objectives::RowObjectives;
-use super::head_row::{RowLosses, RowObjective, RowTargets, differentiate_row};
-use super::level::Level;
-use super::matrix::{Matrix, add_column_sums, multiply_in, product_in};
+use super::head_row::{RowLosses, RowObjective};
+use super::head_tiles::{ChunkGradients, Tiles};
 use super::parameter::{Affine, ParameterRef};
 use super::precomputed::{Gradients, precomputed};
 use super::storage::{check_parameter, failure, for_dtype, rows_and_width, with_slice};
 use crate::loss::{LossParts, Normalisers, Part, StepObjective};
 use candle_core::{Result, Tensor};
-use rayon::prelude::*;
 
 /// What the asked rows are taught.
 #[derive(Clone, Copy, Debug)]
@@ -130,48 +128,33 @@ fn run<T: Element>(
     objective: &RowObjective,
     tracked: bool,
 ) -> Result<(RowLosses, Option<Gradients<T>>)> {
-    let (rows, vocabulary, level) = (x.len() / width, decoder.weight.elements() / width, Level::best());
-    let precision = decoder.weight.precision();
+    let (rows, vocabulary) = (x.len() / width, decoder.weight.elements() / width);
+    if rows == 0 {
+        return Ok((RowLosses::default(), tracked.then(|| Gradients { activation: Vec::new(), parameters: Vec::new() })));
+    }
     let chunk = rows_per_chunk(rows, vocabulary);
-    let mut logits = vec![T::zero(); chunk.min(rows) * vocabulary];
     let mut sums = RowLosses::default();
-    let mut row_gradients = if tracked { vec![T::zero(); x.len()] } else { Vec::new() };
-    let mut weight_gradient: Vec<T> = Vec::new();
-    let mut bias_gradient = vec![T::zero(); if tracked && decoder.bias.is_some() { vocabulary } else { 0 }];
+    let mut row_gradients = vec![T::zero(); if tracked { x.len() } else { 0 }];
+    let mut weight_gradient: Vec<T> = if tracked { decoder.weight.gradient_buffer()? } else { Vec::new() };
+    let mut bias_gradient = vec![T::zero(); vocabulary];
     decoder.weight.with_value(|weight: &[T]| {
         with_bias(decoder.bias, |bias: &[T]| {
-            let weight = Matrix::new(weight, vocabulary, width);
+            let tiles = Tiles::new(decoder.weight.precision(), weight, bias, width);
+            let mut buffers = tiles.buffers(chunk, targets.k, tracked);
             for first in (0..rows).step_by(chunk) {
-                let count = chunk.min(rows - first);
-                let logits = &mut logits[..count * vocabulary];
-                let x = Matrix::new(&x[first * width..(first + count) * width], count, width);
-                multiply_in(precision, logits, vocabulary, false, x, weight.transposed());
-                let losses: Vec<RowLosses> = logits
-                    .par_chunks_mut(vocabulary)
-                    .enumerate()
-                    .map_init(Vec::new, |kept, (i, logits)| {
-                        differentiate_row(level, logits, bias, RowTargets::new(targets, first + i), objective, kept)
-                    })
-                    .collect();
-                losses.iter().for_each(|row| sums += *row);
-                if tracked {
-                    let slopes = Matrix::new(logits, count, vocabulary);
-                    multiply_in(precision, &mut row_gradients[first * width..], width, false, slopes, weight);
-                    if first == 0 {
-                        weight_gradient = product_in(precision, slopes.transposed(), x);
-                    } else {
-                        multiply_in(precision, &mut weight_gradient, width, true, slopes.transposed(), x);
-                    }
-                    add_column_sums(logits, vocabulary, 0, &mut bias_gradient);
-                }
+                let here = first * width..rows.min(first + chunk) * width;
+                let gradients = tracked.then(|| ChunkGradients {
+                    rows: &mut row_gradients[here.clone()],
+                    weight: &mut weight_gradient,
+                    bias: &mut bias_gradient,
+                    is_first: first == 0,
+                });
+                sums += tiles.run(&x[here.clone()], (targets, first), objective, &mut buffers, gradients);
             }
         })
     })??;
-    let mut parameters = Vec::new();
-    if rows > 0 {
-        parameters.push((decoder.weight.clone(), weight_gradient));
-        parameters.extend(decoder.bias.map(|bias| (bias.clone(), bias_gradient)));
-    }
+    let mut parameters = vec![(decoder.weight.clone(), weight_gradient)];
+    parameters.extend(decoder.bias.map(|bias| (bias.clone(), bias_gradient)));
     Ok((sums, tracked.then_some(Gradients { activation: row_gradients, parameters })))
 }
 

@@ -1,11 +1,10 @@
 //! One row of logits under any divergences and tails together, and the logits' squared error.
 //!
-//! The gradient outside the stored ids is `A exp((z - z_max) / T) + B` (see `loss::outcome`), so that every divergence shares the same two passes
-//! of exponentials; what differs is computed for the stored ids alone, in double precision.
+//! The gradient outside the stored ids is `of_tempered exp((z - m) / T) + constant` (see `loss::outcome`), so that every divergence shares the
+//! same exponentials; what differs is computed for the stored ids alone, in double precision.
 
 use super::element::Element;
-use super::head_row::{RowLosses, RowTargets};
-use super::level::lane_sum;
+use super::head_row::{RowLosses, RowSlopes, RowSums, RowTargets};
 use crate::loss::forward_kl::forward_kl;
 use crate::loss::ghost_kl::TeacherMass;
 use crate::loss::jensen_shannon::jensen_shannon;
@@ -35,9 +34,6 @@ pub(crate) struct RowObjectives {
     others: usize,
 }
 
-/// The largest coefficient of an exponential: it stays finite in single precision.
-const LARGEST_COEFFICIENT: f64 = 1e38;
-
 impl RowObjectives {
     /// The parts of `step` for rows with `others` ids that are not stored; none where `ce` with the ghost and `mlm` are all there is.
     pub(crate) fn new(step: &StepObjective, others: usize) -> Option<Self> {
@@ -56,62 +52,46 @@ impl RowObjectives {
         (!usual || logit_mse > 0.0).then_some(Self { temperature: *temperature, divergences, logit_mse, others })
     }
 
-    /// Relative logits, which are `largest` below the student's own, become the gradient, plus, on a masked row, `of_label` times their
-    /// exponentials. Sets the parts' losses. `kept` is a buffer for the stored ids' logits.
+    /// Whether there is any divergence.
+    pub(crate) fn diverges(&self) -> bool {
+        !self.divergences.is_empty()
+    }
+
+    /// Whether a divergence asks for [`RowSums::tempered`].
+    pub(crate) fn sums_tempered(&self) -> bool {
+        self.divergences.iter().any(|divergence| divergence.tail == Tail::Uniform)
+    }
+
+    /// `kept`, the stored ids' logits less the largest of all, become their slopes, with `of_label` times their exponentials on a row with a
+    /// label. Sets the parts' losses, and the slopes of the ids that are not stored.
     #[inline(always)]
     pub(crate) fn teach_row<T: Element>(
         &self,
-        logits: &mut [T],
-        largest: f64,
-        targets: &RowTargets<'_>,
+        kept: &mut [T],
         of_label: Option<T>,
-        kept: &mut Vec<T>,
+        sums: RowSums<T>,
+        targets: &RowTargets<'_>,
         losses: &mut RowLosses,
+        slopes: &mut RowSlopes<T>,
     ) {
-        kept.clear();
-        kept.extend(targets.ids.iter().map(|id| logits[*id as usize]));
-        let mut slopes = Slopes { stored: vec![0.0; kept.len()], ..Slopes::default() };
-        let inverse_temperature = T::from_f64(1.0 / self.temperature);
-        if !self.divergences.is_empty() {
-            self.diverge(logits, targets, kept, &mut slopes, losses);
+        let mut all = Slopes { stored: vec![0.0; kept.len()], ..Slopes::default() };
+        if self.diverges() {
+            self.diverge(kept, &sums, targets, &mut all, losses);
         }
         if self.logit_mse > 0.0 {
             let teacher = teacher_logits(targets.log_probabilities, targets.max_logit, self.temperature);
-            let pairs = kept.iter().map(|logit| logit.to_f64() + largest).zip(teacher);
-            losses.set(Part::LogitMse, logit_mse(pairs, self.logit_mse, &mut slopes.stored));
+            let pairs = kept.iter().map(|logit| logit.to_f64() + sums.largest.to_f64()).zip(teacher);
+            losses.set(Part::LogitMse, logit_mse(pairs, self.logit_mse, &mut all.stored));
         }
-        let of_exponential = T::from_f64(slopes.of_exponential.clamp(-LARGEST_COEFFICIENT, LARGEST_COEFFICIENT));
-        let constant = T::from_f64(slopes.constant);
-        match (of_label, self.divergences.is_empty()) {
-            (Some(of_label), false) => logits.iter_mut().for_each(|logit| {
-                *logit = of_exponential * (*logit * inverse_temperature).exp() + constant + of_label * logit.exp();
-            }),
-            (Some(of_label), true) => logits.iter_mut().for_each(|logit| *logit = of_label * logit.exp()),
-            (None, false) => {
-                logits.iter_mut().for_each(|logit| *logit = of_exponential * (*logit * inverse_temperature).exp() + constant);
-            }
-            (None, true) => logits.fill(T::zero()),
-        }
-        for ((id, logit), slope) in targets.ids.iter().zip(kept.iter()).zip(&slopes.stored) {
-            logits[*id as usize] = T::from_f64(*slope) + of_label.unwrap_or(T::zero()) * logit.exp();
+        (slopes.of_tempered, slopes.constant) = (all.of_exponential, all.constant);
+        for (logit, slope) in kept.iter_mut().zip(&all.stored) {
+            *logit = T::from_f64(*slope) + of_label.unwrap_or(T::zero()) * logit.exp();
         }
     }
 
-    /// Adds every divergence's gradient to `slopes`. The stored ids of `logits` become minus infinity, so that the sum over the others is a sum
-    /// and not a difference.
+    /// Adds every divergence's gradient to `slopes`.
     #[inline(always)]
-    fn diverge<T: Element>(&self, logits: &mut [T], targets: &RowTargets<'_>, kept: &[T], slopes: &mut Slopes, losses: &mut RowLosses) {
-        let inverse_temperature = T::from_f64(1.0 / self.temperature);
-        let mut tempered_sum = 0.0;
-        if self.divergences.iter().any(|divergence| divergence.tail == Tail::Uniform) {
-            targets.ids.iter().for_each(|id| logits[*id as usize] = T::zero());
-            tempered_sum = lane_sum(logits.len(), |i| logits[i] * inverse_temperature).to_f64();
-        }
-        targets.ids.iter().for_each(|id| logits[*id as usize] = T::NEGATIVE_INFINITY);
-        let outside = match self.others {
-            0 => 0.0,
-            _ => lane_sum(logits.len(), |i| (logits[i] * inverse_temperature).exp()).to_f64(),
-        };
+    fn diverge<T: Element>(&self, kept: &[T], sums: &RowSums<T>, targets: &RowTargets<'_>, slopes: &mut Slopes, losses: &mut RowLosses) {
         let tempered: Vec<f64> = kept.iter().map(|logit| logit.to_f64() / self.temperature).collect();
         let largest_stored = tempered.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let view = RowView {
@@ -120,9 +100,9 @@ impl RowObjectives {
             mass: TeacherMass::new(targets.log_probabilities, self.others == 0),
             // The largest logit may lie outside, far above all of these.
             log_inside: largest_stored + tempered.iter().map(|logit| (logit - largest_stored).exp()).sum::<f64>().ln(),
-            outside,
+            outside: if self.others == 0 { 0.0 } else { sums.outside },
             others: self.others,
-            tempered_sum,
+            tempered_sum: sums.tempered,
         };
         for Divergence { part, tail, beta, factor } in &self.divergences {
             let loss = match part {

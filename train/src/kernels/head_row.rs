@@ -1,13 +1,18 @@
-//! One row of logits: its losses and their gradient, in place.
+//! One row of logits: its losses, and the few numbers that its gradient is made of.
 //!
-//! With z the logits and T the temperature, the gradient is `A exp((z - z_max) / T) + B exp(z - z_max)` but at the stored ids and at the label
-//! (see `loss::ghost_kl` and `loss::cross_entropy`). So a row needs one pass of exponentials where it is not masked, and four where it is. That
-//! is for `ce` with the ghost and `mlm`, alone or together; `head_objectives` has the rows that are taught anything else.
+//! With z the logits, m the largest of them and T the temperature, the gradient is
+//!
+//! ```text
+//! of_tempered exp((z - m) / T) + constant + of_label exp(z - m)
+//! ```
+//!
+//! but at the stored ids and at the label (see `loss::ghost_kl`, `loss::outcome` and `loss::cross_entropy`). `head_tile` makes the sums of
+//! exponentials that this needs and applies what comes out. Here stands `ce` with the ghost, and `mlm`; `head_objectives` has the rows that are
+//! taught anything else.
 
 use super::element::Element;
 use super::head_loss::HeadTargets;
 use super::head_objectives::RowObjectives;
-use super::level::{LANES, lane_sum};
 use crate::loss::cross_entropy::cross_entropy;
 use crate::loss::ghost_kl::{TeacherMass, ghost_kl};
 use crate::loss::{PARTS, Part};
@@ -54,7 +59,7 @@ pub(crate) struct RowTargets<'a> {
     pub(crate) log_probabilities: &'a [f32],
     /// Of the teacher; 0 where no part asks for it.
     pub(crate) max_logit: f32,
-    label: Option<usize>,
+    pub(crate) label: Option<usize>,
 }
 
 impl<'a> RowTargets<'a> {
@@ -69,107 +74,95 @@ impl<'a> RowTargets<'a> {
     }
 }
 
+/// Sums over a row of logits z, of which m is the largest.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RowSums<T> {
+    /// m.
+    pub(crate) largest: T,
+    /// Of exp((z - m) / T) over the ids that are not stored.
+    pub(crate) outside: f64,
+    /// Of exp(z - m) over all ids; 0 for a row without a label.
+    pub(crate) all: f64,
+    /// Of (z - m) / T over the ids that are not stored; 0 where no part asks for it.
+    pub(crate) tempered: f64,
+}
+
+/// The numbers of the heading.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct RowSlopes<T> {
+    pub(crate) largest: T,
+    pub(crate) of_tempered: f64,
+    pub(crate) constant: f64,
+    pub(crate) of_label: f64,
+    /// Where the weight of the label is taken off.
+    pub(crate) label: Option<usize>,
+}
+
+impl RowObjective {
+    /// Whether a label counts.
+    pub(crate) fn is_labelled(&self, targets: &RowTargets<'_>) -> bool {
+        targets.label.is_some() && self.label > 0.0
+    }
+
+    /// Whether any part looks at the tempered probabilities of the ids that are not stored.
+    pub(crate) fn is_tempered(&self) -> bool {
+        self.others.as_ref().map_or(self.ce > 0.0, RowObjectives::diverges)
+    }
+
+    /// Whether any part asks for [`RowSums::tempered`].
+    pub(crate) fn sums_tempered(&self) -> bool {
+        self.others.as_ref().is_some_and(RowObjectives::sums_tempered)
+    }
+}
+
 levelled! {
-    /// One row of logits, still without the bias (empty where there is none), becomes its gradient. `kept` is a buffer for the stored ids' logits. Gives the row's KL (without
-    /// T^2) and cross-entropy.
-    pub(crate) fn differentiate_row<T>(
-        logits: &mut [T], bias: &[T], targets: RowTargets<'_>, objective: &RowObjective, kept: &mut Vec<T>,
-    ) -> RowLosses {
-        let largest = add_bias(logits, bias);
-        logits.iter_mut().for_each(|logit| *logit -= largest);
-        let label = targets.label.filter(|_| objective.label > 0.0);
+    /// `kept`, the stored ids' logits, become their slopes. `of_label` is the label's logit where it counts.
+    pub(crate) fn teach_row<T>(
+        kept: &mut [T], of_label: Option<T>, sums: RowSums<T>, targets: &RowTargets<'_>, objective: &RowObjective,
+    ) -> (RowLosses, RowSlopes<T>) {
+        kept.iter_mut().for_each(|logit| *logit -= sums.largest);
         let mut losses = RowLosses::default();
-        let mut of_label = T::zero(); // what exp(z) is multiplied by
-        if let Some(label) = label {
-            let sum = lane_sum(logits.len(), |i| logits[i].exp()).to_f64();
-            losses.set(objective.label_part, cross_entropy(logits[label].to_f64(), sum));
-            of_label = T::from_f64(objective.label / sum);
+        let mut slopes = RowSlopes { largest: sums.largest, ..RowSlopes::default() };
+        if let Some(logit) = of_label {
+            losses.set(objective.label_part, cross_entropy((logit - sums.largest).to_f64(), sums.all));
+            slopes.of_label = objective.label / sums.all;
+            slopes.label = targets.label;
         }
+        let of_label = of_label.map(|_| T::from_f64(slopes.of_label));
         if let Some(others) = &objective.others {
-            others.teach_row(logits, largest.to_f64(), &targets, label.map(|_| of_label), kept, &mut losses);
+            others.teach_row(kept, of_label, sums, targets, &mut losses, &mut slopes);
         } else if objective.ce > 0.0 {
-            losses.set(Part::Ce, distil_row(logits, &targets, label.map(|_| of_label), objective, kept));
+            losses.set(Part::Ce, distil_row(kept, of_label, sums.outside, targets, objective, &mut slopes));
         } else {
-            logits.iter_mut().for_each(|logit| *logit = of_label * logit.exp());
+            kept.iter_mut().for_each(|logit| *logit = of_label.unwrap_or(T::zero()) * logit.exp());
         }
-        if let Some(label) = label {
-            logits[label] -= T::from_f64(objective.label);
-        }
-        losses
+        (losses, slopes)
     }
 }
 
-/// Adds the bias, if there is one, and gives the largest logit.
-#[inline(always)]
-fn add_bias<T: Element>(logits: &mut [T], bias: &[T]) -> T {
-    let mut largest = [T::NEGATIVE_INFINITY; LANES];
-    if bias.is_empty() {
-        for logits in logits.chunks(LANES) {
-            for (logit, largest) in logits.iter().zip(&mut largest) {
-                *largest = if *logit > *largest { *logit } else { *largest };
-            }
-        }
-    }
-    for (logits, bias) in logits.chunks_mut(LANES).zip(bias.chunks(LANES)) {
-        for ((logit, bias), largest) in logits.iter_mut().zip(bias).zip(&mut largest) {
-            *logit += *bias;
-            *largest = if *logit > *largest { *logit } else { *largest };
-        }
-    }
-    largest.iter().fold(T::NEGATIVE_INFINITY, |a, b| if *b > a { *b } else { a })
-}
-
-/// Relative logits become the gradient of the KL plus, on a masked row, `of_label` times their exponentials. Gives the KL.
+/// The KL. `kept`, the stored ids' logits less the largest of all, become their slopes.
 #[inline(always)]
 fn distil_row<T: Element>(
-    logits: &mut [T],
-    targets: &RowTargets<'_>,
+    kept: &mut [T],
     of_label: Option<T>,
+    outside: f64,
+    targets: &RowTargets<'_>,
     objective: &RowObjective,
-    kept: &mut Vec<T>,
+    slopes: &mut RowSlopes<T>,
 ) -> f64 {
     let inverse_temperature = T::from_f64(objective.inverse_temperature);
-    // The stored ids are set aside, so that the sum over the others is a sum and not a difference.
-    kept.clear();
-    kept.extend(targets.ids.iter().map(|id| logits[*id as usize]));
-    targets.ids.iter().for_each(|id| logits[*id as usize] = T::NEGATIVE_INFINITY);
-    let outside = match of_label {
-        Some(_) => lane_sum(logits.len(), |i| (logits[i] * inverse_temperature).exp()),
-        None => exponentials(logits, inverse_temperature),
-    };
-    let outside = if objective.whole { 0.0 } else { outside.to_f64() };
+    let outside = if objective.whole { 0.0 } else { outside };
     let inside: f64 = kept.iter().map(|logit| (*logit * inverse_temperature).exp().to_f64()).sum();
     let normaliser = outside + inside;
     let mass = TeacherMass::new(targets.log_probabilities, objective.whole);
     let tempered = kept.iter().map(|logit| logit.to_f64() * objective.inverse_temperature);
     let loss = ghost_kl(targets.log_probabilities, tempered, mass, outside, normaliser);
-
     let student = mass.total() / normaliser;
-    let of_outside = if objective.whole { 0.0 } else { objective.ce * (student - mass.residual / outside.max(f64::MIN_POSITIVE)) };
-    let of_outside = T::from_f64(of_outside);
-    match of_label {
-        Some(of_label) => {
-            logits.iter_mut().for_each(|logit| *logit = of_outside * (*logit * inverse_temperature).exp() + of_label * logit.exp())
-        }
-        None => logits.iter_mut().for_each(|exponential| *exponential *= of_outside),
-    }
+    slopes.of_tempered = if objective.whole { 0.0 } else { objective.ce * (student - mass.residual / outside.max(f64::MIN_POSITIVE)) };
     let (of_student, of_teacher) = (T::from_f64(objective.ce * student), T::from_f64(objective.ce));
-    for ((id, logit), log_teacher) in targets.ids.iter().zip(kept.iter()).zip(targets.log_probabilities) {
+    for (logit, log_teacher) in kept.iter_mut().zip(targets.log_probabilities) {
         let slope = of_student * (*logit * inverse_temperature).exp() - of_teacher * T::from_f32(*log_teacher).exp();
-        logits[*id as usize] = slope + of_label.unwrap_or(T::zero()) * logit.exp();
+        *logit = slope + of_label.unwrap_or(T::zero()) * logit.exp();
     }
     loss
-}
-
-/// exp(factor x) in place, and the sum.
-#[inline(always)]
-fn exponentials<T: Element>(values: &mut [T], factor: T) -> T {
-    let mut sums = [T::zero(); LANES];
-    for chunk in values.chunks_mut(LANES) {
-        for (value, sum) in chunk.iter_mut().zip(&mut sums) {
-            *value = (*value * factor).exp();
-            *sum += *value;
-        }
-    }
-    sums.iter().fold(T::zero(), |a, b| a + *b)
 }

@@ -4,12 +4,14 @@
 //! y = g h + b for h = (s - m) r. Backwards, with d = dy g: ds = r (d - mean(d) - h mean(d h)), dg = sum of dy h, db = sum of dy. A row's
 //! m and r are kept; h is computed again from the operands, which candle keeps anyway.
 
+use super::dropout::{Rate, RowDropout};
 use super::element::Element;
 use super::level::{Level, lane_sum};
 use super::linear::{keep, taken};
 use super::parameter::Affine;
 use super::storage::{check_parameter, failure, filled_by_chunks, for_dtype, rows_and_width, slice_of, tensor_of, with_slice};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
+use logitcache::seed::RandomStream;
 use rayon::prelude::*;
 use std::sync::Mutex;
 
@@ -40,12 +42,102 @@ struct LayerNorm<T> {
     norm: Affine,
     epsilon: f64,
     tracked: bool,
-    /// `[rows]`: (mean, 1 / standard deviation).
-    moments: Mutex<Option<Vec<(T, T)>>>,
+    moments: Mutex<Option<Vec<Moments<T>>>>,
 }
+
+/// Of a row: (mean, 1 / standard deviation).
+pub(crate) type Moments<T> = (T, T);
 
 /// Rows of a backward task: each gives one partial sum of the weight gradients, and the partial sums are added in order.
 const ROW_BLOCK: usize = 32;
+
+/// Rows that one task of a forward pass takes at least.
+const FEW_ROWS: usize = 16;
+
+/// The rows `[rows, width]`, with `residual` added where there is one, normalised, and their moments.
+fn normalise_rows<T: Element>(x: &[T], residual: Option<&[T]>, norm: &Affine, epsilon: f64) -> Result<(Vec<T>, Vec<Moments<T>>)> {
+    let (width, level, epsilon) = (norm.bias.elements(), Level::best(), T::from_f64(epsilon));
+    let mut moments = vec![(T::zero(), T::zero()); x.len() / width];
+    let y = with_both(norm, |weight, bias| {
+        let rows = x.par_chunks(width).zip(moments.par_iter_mut()).enumerate().with_min_len(FEW_ROWS);
+        filled_by_chunks(x.len(), width, rows, |y, (row, (x, moments))| {
+            let residual = residual.map(|residual| &residual[row * width..][..width]);
+            *moments = normalise(level, x, residual, weight, bias, epsilon, y);
+        })
+    })?;
+    Ok((y, moments))
+}
+
+/// The end of a block's half: `x` `[rows, width]`, of which `dropped` says what is dropped, becomes the sum with `residual`; gives the sum
+/// normalised and the sum's moments.
+pub(crate) fn add_and_normalise<T: Element>(
+    x: &mut [T],
+    dropped: Option<&RowDropout>,
+    residual: &[T],
+    norm: &Affine,
+    epsilon: f64,
+) -> Result<(Vec<T>, Vec<Moments<T>>)> {
+    let (width, level, epsilon) = (norm.bias.elements(), Level::best(), T::from_f64(epsilon));
+    let mut moments = vec![(T::zero(), T::zero()); x.len() / width];
+    let y = with_both(norm, |weight, bias| {
+        let sums = x.par_chunks_mut(width).zip(residual.par_chunks(width));
+        let rows = sums.zip(moments.par_iter_mut()).enumerate().with_min_len(FEW_ROWS);
+        filled_by_chunks(residual.len(), width, rows, |y, (row, ((x, residual), moments))| {
+            let dropped = dropped.map(|dropped| dropped.row(row));
+            *moments = add_and_normalise_row(level, x, dropped, residual, weight, bias, epsilon, y);
+        })
+    })?;
+    Ok((y, moments))
+}
+
+/// What [`add_and_normalise`] gave, again, from the sums and their moments.
+pub(crate) fn normalised_again<T: Element>(sums: &[T], moments: &[Moments<T>], norm: &Affine) -> Result<Vec<T>> {
+    let (width, level) = (norm.bias.elements(), Level::best());
+    with_both(norm, |weight, bias| {
+        let rows = sums.par_chunks(width).zip(moments.par_iter()).with_min_len(FEW_ROWS);
+        filled_by_chunks(sums.len(), width, rows, |y, (sum, moments)| {
+            y.copy_from_slice(sum);
+            shift_and_scale(level, y, *moments, weight, bias);
+        })
+    })
+}
+
+fn with_both<T: Element, R>(norm: &Affine, read: impl FnOnce(&[T], &[T]) -> R) -> Result<R> {
+    norm.weight.with_value(|weight: &[T]| norm.bias.with_value(|bias: &[T]| read(weight, bias)))?
+}
+
+/// Adds the gradients of weight and bias and gives that of the sum, from `dy` and what was normalised, all `[rows, width]`.
+pub(crate) fn norm_gradients<T: Element>(
+    norm: &Affine,
+    dy: &[T],
+    x: &[T],
+    residual: Option<&[T]>,
+    moments: &[Moments<T>],
+) -> Result<Vec<T>> {
+    let (width, level) = (norm.bias.elements(), Level::best());
+    let block = ROW_BLOCK * width;
+    let mut partial = vec![T::zero(); moments.len().div_ceil(ROW_BLOCK) * 2 * width];
+    let ds = norm.weight.with_value(|weight: &[T]| {
+        let blocks = dy.par_chunks(block).zip(x.par_chunks(block)).zip(partial.par_chunks_mut(2 * width)).enumerate();
+        filled_by_chunks(x.len(), block, blocks, |ds, (index, ((dy, x), partial))| {
+            let (weight_sum, bias_sum) = partial.split_at_mut(width);
+            for (row, ds) in ds.chunks_exact_mut(width).enumerate() {
+                let (here, moments) = (row * width, moments[index * ROW_BLOCK + row]);
+                let residual = residual.map(|residual| &residual[index * block + here..][..width]);
+                let (dy, x) = (&dy[here..][..width], &x[here..][..width]);
+                differentiate(level, dy, x, residual, weight, moments, ds, weight_sum, bias_sum);
+            }
+        })
+    })?;
+    for (parameter, half) in [(&norm.weight, 0), (&norm.bias, width)] {
+        parameter.with_gradient(|sink: &mut [T]| {
+            for partial in partial.chunks_exact(2 * width) {
+                sink.iter_mut().zip(&partial[half..]).for_each(|(sink, value)| *sink += *value);
+            }
+        })?;
+    }
+    Ok(ds)
+}
 
 impl<T: Element> LayerNorm<T> {
     fn new(norm: &Affine, epsilon: f64, tracked: bool) -> Self {
@@ -53,18 +145,7 @@ impl<T: Element> LayerNorm<T> {
     }
 
     fn forward(&self, x: &[T], residual: Option<&[T]>, shape: &Shape) -> Result<(CpuStorage, Shape)> {
-        let width = self.norm.bias.elements();
-        let (level, epsilon) = (Level::best(), T::from_f64(self.epsilon));
-        let mut moments = vec![(T::zero(), T::zero()); x.len() / width];
-        let y = self.norm.weight.with_value(|weight: &[T]| {
-            self.norm.bias.with_value(|bias: &[T]| {
-                let rows = x.par_chunks(width).zip(moments.par_iter_mut()).enumerate().with_min_len(16);
-                filled_by_chunks(x.len(), width, rows, |y, (row, (x, moments))| {
-                    let residual = residual.map(|residual| &residual[row * width..][..width]);
-                    *moments = normalise(level, x, residual, weight, bias, epsilon, y);
-                })
-            })
-        })??;
+        let (y, moments) = normalise_rows(x, residual, &self.norm, self.epsilon)?;
         keep(&self.moments, moments, self.tracked);
         Ok((T::to_cpu_storage_owned(y), shape.clone()))
     }
@@ -73,57 +154,67 @@ impl<T: Element> LayerNorm<T> {
         let moments = taken("layer_norm", &self.moments)?;
         let ds = with_slice("layer_norm", gradient, |dy: &[T]| {
             with_slice("layer_norm", x, |x: &[T]| match residual {
-                Some(residual) => with_slice("layer_norm", residual, |residual: &[T]| self.slopes(dy, x, Some(residual), &moments))?,
-                None => self.slopes(dy, x, None, &moments),
+                Some(residual) => {
+                    with_slice("layer_norm", residual, |residual: &[T]| norm_gradients(&self.norm, dy, x, Some(residual), &moments))?
+                }
+                None => norm_gradients(&self.norm, dy, x, None, &moments),
             })
         })???;
         tensor_of(ds, x.shape())
     }
+}
 
-    fn slopes(&self, dy: &[T], x: &[T], residual: Option<&[T]>, moments: &[(T, T)]) -> Result<Vec<T>> {
-        let (width, level) = (self.norm.bias.elements(), Level::best());
-        let block = ROW_BLOCK * width;
-        let mut partial = vec![T::zero(); moments.len().div_ceil(ROW_BLOCK) * 2 * width];
-        let ds = self.norm.weight.with_value(|weight: &[T]| {
-            let blocks = dy.par_chunks(block).zip(x.par_chunks(block)).zip(partial.par_chunks_mut(2 * width)).enumerate();
-            filled_by_chunks(x.len(), block, blocks, |ds, (index, ((dy, x), partial))| {
-                let (weight_sum, bias_sum) = partial.split_at_mut(width);
-                for (row, ds) in ds.chunks_exact_mut(width).enumerate() {
-                    let (here, moments) = (row * width, moments[index * ROW_BLOCK + row]);
-                    let residual = residual.map(|residual| &residual[index * block + here..][..width]);
-                    let (dy, x) = (&dy[here..][..width], &x[here..][..width]);
-                    differentiate(level, dy, x, residual, weight, moments, ds, weight_sum, bias_sum);
-                }
-            })
-        })?;
-        for (parameter, half) in [(&self.norm.weight, 0), (&self.norm.bias, width)] {
-            parameter.with_gradient(|sink: &mut [T]| {
-                for partial in partial.chunks_exact(2 * width) {
-                    sink.iter_mut().zip(&partial[half..]).for_each(|(sink, value)| *sink += *value);
-                }
-            })?;
-        }
-        Ok(ds)
+levelled! {
+    fn shift_and_scale<T>(y: &mut [T], moments: Moments<T>, weight: &[T], bias: &[T]) {
+        scale_row(y, moments, weight, bias);
     }
 }
 
 levelled! {
-    /// One row; `y` holds x + residual in between. Gives (mean, 1 / standard deviation).
-    fn normalise<T>(x: &[T], residual: Option<&[T]>, weight: &[T], bias: &[T], epsilon: T, y: &mut [T]) -> (T, T) {
-        let width = y.len();
-        let (x, weight, bias) = (&x[..width], &weight[..width], &bias[..width]);
+    /// One row; see [`add_and_normalise`]. `y` holds the factors in between.
+    fn add_and_normalise_row<T>(
+        x: &mut [T], dropped: Option<(Rate, &RandomStream, usize)>, residual: &[T], weight: &[T], bias: &[T], epsilon: T, y: &mut [T],
+    ) -> Moments<T> {
+        match dropped {
+            Some((rate, stream, row)) => {
+                rate.factors(stream, row, y);
+                x.iter_mut().zip(y.iter()).zip(residual).for_each(|((x, factor), residual)| *x = *x * *factor + *residual);
+            }
+            None => x.iter_mut().zip(residual).for_each(|(x, residual)| *x += *residual),
+        }
+        y.copy_from_slice(x);
+        let moments = moments_of(y, epsilon);
+        scale_row(y, moments, weight, bias);
+        moments
+    }
+}
+
+#[inline(always)]
+fn moments_of<T: Element>(y: &[T], epsilon: T) -> Moments<T> {
+    let width = y.len();
+    let inverse_width = T::one() / T::from_f64(width as f64);
+    let mean = lane_sum(width, |i| y[i]) * inverse_width;
+    let variance = lane_sum(width, |i| (y[i] - mean) * (y[i] - mean)) * inverse_width;
+    (mean, T::one() / (variance + epsilon).sqrt())
+}
+
+#[inline(always)]
+fn scale_row<T: Element>(y: &mut [T], (mean, inverse_deviation): Moments<T>, weight: &[T], bias: &[T]) {
+    for ((y, weight), bias) in y.iter_mut().zip(weight).zip(bias) {
+        *y = (*y - mean) * inverse_deviation * *weight + *bias;
+    }
+}
+
+levelled! {
+    /// One row; `y` holds x + residual in between.
+    fn normalise<T>(x: &[T], residual: Option<&[T]>, weight: &[T], bias: &[T], epsilon: T, y: &mut [T]) -> Moments<T> {
         match residual {
             Some(residual) => y.iter_mut().zip(x).zip(residual).for_each(|((y, x), residual)| *y = *x + *residual),
             None => y.copy_from_slice(x),
         }
-        let inverse_width = T::one() / T::from_f64(width as f64);
-        let mean = lane_sum(width, |i| y[i]) * inverse_width;
-        let variance = lane_sum(width, |i| (y[i] - mean) * (y[i] - mean)) * inverse_width;
-        let inverse_deviation = T::one() / (variance + epsilon).sqrt();
-        for i in 0..width {
-            y[i] = (y[i] - mean) * inverse_deviation * weight[i] + bias[i];
-        }
-        (mean, inverse_deviation)
+        let moments = moments_of(y, epsilon);
+        scale_row(y, moments, weight, bias);
+        moments
     }
 }
 

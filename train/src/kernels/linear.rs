@@ -6,7 +6,7 @@
 use super::activate::{activate_and_differentiate, activated};
 use super::activation::Activation;
 use super::element::Element;
-use super::matrix::{Matrix, add_column_sums, multiply_in, product_in};
+use super::matrix::{Matrix, Threads, add_column_sums, multiply_in, product_in};
 use super::parameter::Affine;
 use super::precision::Precision;
 use super::storage::{check_parameter, failure, filled_by_chunks, for_dtype, rows_and_width, slice_of, tensor_of, with_slice};
@@ -64,7 +64,8 @@ pub(crate) fn forward<T: Element>(precision: Precision, x: &[T], weight: &[T], b
     let mut y = filled_by_chunks(rows * outputs, chunk, (0..rows.div_ceil(BIAS_ROWS)).into_par_iter(), |y, _| {
         y.chunks_exact_mut(outputs).for_each(|row| row.copy_from_slice(bias));
     });
-    multiply_in(precision, &mut y, outputs, true, Matrix::new(x, rows, inputs), Matrix::new(weight, outputs, inputs).transposed());
+    let (x, weight) = (Matrix::new(x, rows, inputs), Matrix::new(weight, outputs, inputs));
+    multiply_in(precision, &mut y, outputs, true, x, weight.transposed(), Threads::All);
     y
 }
 
@@ -75,7 +76,13 @@ pub(crate) fn forward_affine<T: Element>(x: &[T], affine: &Affine) -> Result<Vec
 /// The gradient of `x` `[rows, in]` from the gradient of the result, `dy` `[rows, out]`.
 pub(crate) fn input_gradient<T: Element>(precision: Precision, dy: &[T], weight: &[T], outputs: usize) -> Vec<T> {
     let (rows, inputs) = (dy.len() / outputs, weight.len() / outputs);
-    product_in(precision, Matrix::new(dy, rows, outputs), Matrix::new(weight, outputs, inputs))
+    product_in(precision, Matrix::new(dy, rows, outputs), Matrix::new(weight, outputs, inputs), Threads::All)
+}
+
+/// [`input_gradient`], added to `dx` `[rows, in]`.
+pub(crate) fn add_input_gradient<T: Element>(precision: Precision, dy: &[T], weight: &[T], outputs: usize, dx: &mut [T]) {
+    let (rows, inputs) = (dy.len() / outputs, weight.len() / outputs);
+    multiply_in(precision, dx, inputs, true, Matrix::new(dy, rows, outputs), Matrix::new(weight, outputs, inputs), Threads::All);
 }
 
 /// Some neighbouring columns of a row-major buffer, as many as the bias they belong to has numbers.
@@ -94,9 +101,9 @@ pub(crate) fn add_weight_gradients<T: Element>(affine: &Affine, dy: Columns<'_, 
     if rows == 0 {
         return Ok(());
     }
-    affine.weight.with_gradient(|sink: &mut [T]| {
+    affine.weight.add_gradient(|sink: &mut [T], accumulate| {
         let dy = Matrix::strided(&dy.values[dy.first..], rows, outputs, dy.row_stride).transposed();
-        multiply_in(affine.weight.precision(), sink, inputs, true, dy, Matrix::new(x, rows, inputs));
+        multiply_in(affine.weight.precision(), sink, inputs, accumulate, dy, Matrix::new(x, rows, inputs), Threads::All);
     })?;
     affine.bias.with_gradient(|sink: &mut [T]| add_column_sums(dy.values, dy.row_stride, dy.first, sink))
 }
@@ -191,7 +198,7 @@ impl<T: Element> CustomOp1 for FeedForward<T> {
             let (precision, outputs) = (self.outer.weight.precision(), self.outer.bias.elements());
             let mut gradient = self.outer.weight.with_value(|weight: &[T]| input_gradient(precision, dy, weight, outputs))?;
             activate_and_differentiate(&mut between, &mut gradient, self.activation);
-            add_weight_gradients(&self.outer, Columns { values: dy, row_stride: outputs, first: 0 }, &between)?;
+            add_weight_gradients(&self.outer, Columns { values: dy, row_stride: self.outer.bias.elements(), first: 0 }, &between)?;
             with_slice(self.name(), x, |x: &[T]| backward_affine(&self.inner, &gradient, x))?
         })??;
         Ok(Some(tensor_of(dx, x.shape())?))
@@ -255,7 +262,7 @@ mod tests {
     fn gradients_add_up_over_micro_batches() {
         let affine = &wrapped(&random_affine(2, &[3, 4], 0.5))[0];
         let gradient = |parts: &[Tensor]| {
-            affine.weight.zero_gradient().unwrap();
+            affine.weight.zero_gradient();
             for part in parts {
                 let x = candle_core::Var::from_tensor(part).unwrap();
                 linear(&x, affine).unwrap().sqr().unwrap().sum_all().unwrap().backward().unwrap();

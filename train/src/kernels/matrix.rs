@@ -80,12 +80,10 @@ pub fn multiply<T: Element>(
     right: Matrix<'_, T>,
     threads: Threads,
 ) {
-    assert_covers(destination.len(), left.rows, right.columns, row_stride);
-    // SAFETY: the destination covers rows x columns, and where it is read (`accumulate`) it is initialised, being a slice.
-    unsafe { multiply_raw(Precision::Single, destination.as_mut_ptr(), row_stride, accumulate, left, right, threads) }
+    multiply_in(Precision::Single, destination, row_stride, accumulate, left, right, threads);
 }
 
-/// [`multiply`] on all threads, the operands taken in some precision. Double-precision ones are never rounded.
+/// [`multiply`], the operands taken in some precision. Double-precision ones are never rounded.
 ///
 /// # Panics
 /// As [`multiply`].
@@ -96,10 +94,11 @@ pub fn multiply_in<T: Element>(
     accumulate: bool,
     left: Matrix<'_, T>,
     right: Matrix<'_, T>,
+    threads: Threads,
 ) {
     assert_covers(destination.len(), left.rows, right.columns, row_stride);
-    // SAFETY: as in `multiply`.
-    unsafe { multiply_raw(precision, destination.as_mut_ptr(), row_stride, accumulate, left, right, Threads::All) }
+    // SAFETY: the destination covers rows x columns, and where it is read (`accumulate`) it is initialised, being a slice.
+    unsafe { multiply_raw(precision, destination.as_mut_ptr(), row_stride, accumulate, left, right, threads) }
 }
 
 /// A new row-major buffer with `left right`.
@@ -107,18 +106,14 @@ pub fn multiply_in<T: Element>(
 /// # Panics
 /// If the inner dimensions differ.
 pub fn product<T: Element>(left: Matrix<'_, T>, right: Matrix<'_, T>, threads: Threads) -> Vec<T> {
-    new_product(Precision::Single, left, right, threads)
+    product_in(Precision::Single, left, right, threads)
 }
 
-/// [`product`] on all threads, the operands taken in some precision. Double-precision ones are never rounded.
+/// [`product`], the operands taken in some precision. Double-precision ones are never rounded.
 ///
 /// # Panics
 /// As [`product`].
-pub fn product_in<T: Element>(precision: Precision, left: Matrix<'_, T>, right: Matrix<'_, T>) -> Vec<T> {
-    new_product(precision, left, right, Threads::All)
-}
-
-fn new_product<T: Element>(precision: Precision, left: Matrix<'_, T>, right: Matrix<'_, T>, threads: Threads) -> Vec<T> {
+pub fn product_in<T: Element>(precision: Precision, left: Matrix<'_, T>, right: Matrix<'_, T>, threads: Threads) -> Vec<T> {
     let columns = right.columns;
     let write = |values: &mut [std::mem::MaybeUninit<T>]| {
         // SAFETY: the buffer has rows x columns places, which are not read.

@@ -14,6 +14,7 @@
 //! | `activation`, `activate` | which function follows a linear map; it and its slope |
 //! | `linear` | x W^T + b, alone or followed by an activation, or twice as a feed-forward block |
 //! | `attention`, `self_attention` | packed variable-length attention; the block with its four projections |
+//! | `encoder_block` | an encoder's block whole: attention, feed-forward, norms, dropout, for all rows or those asked |
 //! | `projection`, `gated` | linear maps with or without a bias, either way round; a gated or plain feed-forward block of them |
 //! | `causal`, `causal_attention` | causal attention with grouped heads; a decoder's block of it with its projections |
 //! | `rotary` | rotary position embeddings |
@@ -21,6 +22,7 @@
 //! | `dropout` | masks that depend on (seed, step, sequence, pass, site) alone |
 //! | `gather_rows` | the rows that are asked |
 //! | `head_loss`, `head_row`, `head_objectives` | tied decoder and the losses over the vocabulary, in chunks: the default pair, any others |
+//! | `head_tiles`, `head_tile` | a chunk's logits and slopes, in tiles that stay in a core's cache |
 //! | `cosine` | 1 - cos against the teacher's hidden states |
 //! | `hidden_mse` | mean squared difference from the teacher's hidden states |
 //! | `pooling` | one vector for each sequence: mean, first or largest; length 1 |
@@ -47,12 +49,15 @@ pub mod cosine;
 pub mod dropout;
 pub mod element;
 pub mod embeddings;
+pub mod encoder_block;
 pub mod gated;
 pub mod gather_rows;
 mod gemm;
 pub mod head_loss;
 mod head_objectives;
 mod head_row;
+mod head_tile;
+mod head_tiles;
 pub mod hidden_mse;
 pub mod layer_norm;
 pub mod linear;
@@ -78,6 +83,7 @@ pub use cosine::cosine_loss;
 pub use dropout::{DropoutPlan, DropoutSite, dropout};
 pub use element::Element;
 pub use embeddings::{Lookup, embeddings};
+pub use encoder_block::{BlockParameters, BlockSettings, encoder_block};
 pub use gated::{GatedParameters, gated_feed_forward};
 pub use gather_rows::gather_rows;
 pub use head_loss::{HeadTargets, head_loss, head_loss_without_bias};

@@ -14,7 +14,7 @@ use std::sync::Mutex;
 pub(crate) struct Gradients<T> {
     /// With respect to the activation, in its shape.
     pub(crate) activation: Vec<T>,
-    /// With respect to parameters.
+    /// With respect to parameters, in buffers that are theirs from then on.
     pub(crate) parameters: Vec<(ParameterRef, Vec<T>)>,
 }
 
@@ -29,7 +29,7 @@ pub(crate) fn precomputed<T: Element>(name: &'static str, x: &Tensor, value: f64
     x.apply_op1(Precomputed { name, value, gradients: Mutex::new(gradients) })
 }
 
-/// Pieces of a buffer that one task scales or adds.
+/// Pieces of a buffer that one task scales.
 const PIECE: usize = 1 << 15;
 
 impl<T: Element> CustomOp1 for Precomputed<T> {
@@ -45,15 +45,15 @@ impl<T: Element> CustomOp1 for Precomputed<T> {
         let taken = self.gradients.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
         let Gradients { mut activation, parameters } = taken.ok_or_else(|| failure(self.name, "its backward pass runs once"))?;
         let factor = with_slice(self.name, gradient, |gradient: &[T]| gradient[0])?;
+        let scale = |values: &mut [T]| values.par_chunks_mut(PIECE).flatten().for_each(|value| *value *= factor);
         if factor != T::one() {
-            activation.par_chunks_mut(PIECE).flatten().for_each(|value| *value *= factor);
+            scale(&mut activation);
         }
-        for (parameter, computed) in parameters {
-            parameter.with_gradient(|sink: &mut [T]| {
-                sink.par_chunks_mut(PIECE).zip(computed.par_chunks(PIECE)).for_each(|(sink, computed)| {
-                    sink.iter_mut().zip(computed).for_each(|(sink, computed)| *sink += *computed * factor);
-                });
-            })?;
+        for (parameter, mut computed) in parameters {
+            if factor != T::one() {
+                scale(&mut computed);
+            }
+            parameter.give_gradient(computed)?;
         }
         Ok(Some(tensor_of(activation, x.shape())?))
     }

@@ -6,7 +6,9 @@
 use super::attention::Attention;
 use super::dropout::DropoutPlan;
 use super::element::Element;
-use super::linear::{Columns, add_weight_gradients, backward_affine, forward, forward_affine, input_gradient, keep, outputs_of, taken};
+use super::linear::{
+    Columns, add_input_gradient, add_weight_gradients, backward_affine, forward, forward_affine, input_gradient, keep, outputs_of, taken,
+};
 use super::packing::Packing;
 use super::parameter::{Affine, ParameterRef};
 use super::precision::Precision;
@@ -37,53 +39,59 @@ pub fn self_attention(
     plan: &DropoutPlan,
     layer: u32,
 ) -> Result<Tensor> {
-    let operation = "self_attention";
-    let (rows, width) = rows_and_width(operation, x)?;
-    if rows != packing.rows() {
-        return Err(failure(operation, format!("{rows} rows for a packing of {}", packing.rows())));
-    }
-    for affine in [&parameters.query, &parameters.key, &parameters.value, &parameters.output] {
-        let outputs = outputs_of(operation, affine, x, width)?;
-        if outputs != width {
-            return Err(failure(operation, format!("{} gives {outputs} columns instead of {width}", affine.weight.name())));
-        }
-    }
-    if heads == 0 || width % heads != 0 {
-        return Err(failure(operation, format!("{heads} heads do not divide a width of {width}")));
-    }
-    for_dtype!(operation, x.dtype(), T => x.apply_op1(SelfAttention::<T> {
-        parameters: parameters.clone(),
-        heads,
-        width,
-        packing: packing.clone(),
-        plan: *plan,
-        layer,
-        tracked: x.track_op(),
-        saved: Mutex::new(None),
-    }))
+    let attention = ProjectedAttention::new("self_attention", x, parameters, heads, packing, plan, layer)?;
+    for_dtype!("self_attention", x.dtype(), T => {
+        x.apply_op1(SelfAttention::<T> { attention, tracked: x.track_op(), saved: Mutex::new(None) })
+    })
 }
 
-struct SelfAttention<T> {
+/// One layer's attention with its projections.
+pub(crate) struct ProjectedAttention {
     parameters: AttentionParameters,
     heads: usize,
     width: usize,
     packing: Arc<Packing>,
     plan: DropoutPlan,
     layer: u32,
-    tracked: bool,
-    saved: Mutex<Option<Saved<T>>>,
 }
 
-struct Saved<T> {
+/// What the attention's forward pass leaves to its backward pass.
+pub(crate) struct Contexts<T> {
     /// `[rows, 3 * width]`.
     qkv: Vec<T>,
-    /// `[rows, width]`.
-    context: Vec<T>,
+    /// `[rows, width]`: what the output projection reads.
+    pub(crate) context: Vec<T>,
     /// `[rows, heads]`.
     normalisers: Vec<T>,
 }
 
-impl<T: Element> SelfAttention<T> {
+impl ProjectedAttention {
+    /// Checks the parameters for an input `x` `[rows, width]`; see [`self_attention`].
+    pub(crate) fn new(
+        operation: &str,
+        x: &Tensor,
+        parameters: &AttentionParameters,
+        heads: usize,
+        packing: &Arc<Packing>,
+        plan: &DropoutPlan,
+        layer: u32,
+    ) -> Result<Self> {
+        let (rows, width) = rows_and_width(operation, x)?;
+        if rows != packing.rows() {
+            return Err(failure(operation, format!("{rows} rows for a packing of {}", packing.rows())));
+        }
+        for affine in [&parameters.query, &parameters.key, &parameters.value, &parameters.output] {
+            let outputs = outputs_of(operation, affine, x, width)?;
+            if outputs != width {
+                return Err(failure(operation, format!("{} gives {outputs} columns instead of {width}", affine.weight.name())));
+            }
+        }
+        if heads == 0 || width % heads != 0 {
+            return Err(failure(operation, format!("{heads} heads do not divide a width of {width}")));
+        }
+        Ok(Self { parameters: parameters.clone(), heads, width, packing: packing.clone(), plan: *plan, layer })
+    }
+
     fn attention(&self) -> Attention<'_> {
         Attention { packing: &self.packing, heads: self.heads, width: self.width, plan: self.plan, layer: self.layer }
     }
@@ -92,17 +100,63 @@ impl<T: Element> SelfAttention<T> {
         [&self.parameters.query, &self.parameters.key, &self.parameters.value]
     }
 
-    fn precision(&self) -> Precision {
-        self.parameters.query.weight.precision()
-    }
-
-    fn stacked(&self, pick: impl Fn(&Affine) -> &ParameterRef) -> Result<Vec<T>> {
+    fn stacked<T: Element>(&self, pick: impl Fn(&Affine) -> &ParameterRef) -> Result<Vec<T>> {
         let mut stacked = Vec::with_capacity(3 * pick(self.projections()[0]).elements());
         for affine in self.projections() {
             pick(affine).with_value(|value: &[T]| stacked.extend_from_slice(value))?;
         }
         Ok(stacked)
     }
+
+    fn precision(&self) -> Precision {
+        self.parameters.query.weight.precision()
+    }
+
+    /// Columns of its input.
+    pub(crate) fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Which rows belong to which sequence.
+    pub(crate) fn packing(&self) -> &Packing {
+        &self.packing
+    }
+
+    /// The projection back.
+    pub(crate) fn output(&self) -> &Affine {
+        &self.parameters.output
+    }
+
+    /// The context of every row of `x` `[rows, width]`.
+    pub(crate) fn contexts<T: Element>(&self, x: &[T]) -> Result<Contexts<T>> {
+        let qkv: Vec<T> = forward(self.precision(), x, &self.stacked(|affine| &affine.weight)?, &self.stacked(|affine| &affine.bias)?);
+        let (context, normalisers) = self.attention().forward(&qkv)?;
+        Ok(Contexts { qkv, context, normalisers })
+    }
+
+    /// From the gradient of the context: adds those of the three projections, and gives that of `x`, added to `dx` where there is one.
+    pub(crate) fn backward<T: Element>(&self, contexts: Contexts<T>, gradient: &[T], x: &[T], dx: Option<Vec<T>>) -> Result<Vec<T>> {
+        let Contexts { qkv, context, normalisers } = contexts;
+        let slopes = self.attention().backward(&qkv, &context, &normalisers, gradient)?;
+        drop((qkv, context));
+        for (part, affine) in self.projections().into_iter().enumerate() {
+            add_weight_gradients(affine, Columns { values: &slopes, row_stride: 3 * self.width, first: part * self.width }, x)?;
+        }
+        let weight: Vec<T> = self.stacked(|affine| &affine.weight)?;
+        match dx {
+            None => Ok(input_gradient(self.precision(), &slopes, &weight, 3 * self.width)),
+            Some(mut dx) => {
+                add_input_gradient(self.precision(), &slopes, &weight, 3 * self.width, &mut dx);
+                Ok(dx)
+            }
+        }
+    }
+}
+
+struct SelfAttention<T> {
+    attention: ProjectedAttention,
+    tracked: bool,
+    saved: Mutex<Option<Contexts<T>>>,
 }
 
 impl<T: Element> CustomOp1 for SelfAttention<T> {
@@ -111,25 +165,16 @@ impl<T: Element> CustomOp1 for SelfAttention<T> {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = slice_of(self.name(), storage, layout)?;
-        let qkv: Vec<T> = forward(self.precision(), x, &self.stacked(|affine| &affine.weight)?, &self.stacked(|affine| &affine.bias)?);
-        let (context, normalisers) = self.attention().forward(&qkv)?;
-        let y = forward_affine(&context, &self.parameters.output)?;
-        keep(&self.saved, Saved { qkv, context, normalisers }, self.tracked);
+        let contexts: Contexts<T> = self.attention.contexts(slice_of(self.name(), storage, layout)?)?;
+        let y = forward_affine(&contexts.context, self.attention.output())?;
+        keep(&self.saved, contexts, self.tracked);
         Ok((T::to_cpu_storage_owned(y), layout.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
-        let Saved { qkv, context, normalisers } = taken(self.name(), &self.saved)?;
-        let slopes = with_slice(self.name(), gradient, |dy: &[T]| backward_affine(&self.parameters.output, dy, &context))??;
-        let slopes = self.attention().backward(&qkv, &context, &normalisers, &slopes)?;
-        with_slice(self.name(), x, |x: &[T]| {
-            for (part, affine) in self.projections().into_iter().enumerate() {
-                add_weight_gradients(affine, Columns { values: &slopes, row_stride: 3 * self.width, first: part * self.width }, x)?;
-            }
-            Ok::<_, candle_core::Error>(())
-        })??;
-        let dx = input_gradient(self.precision(), &slopes, &self.stacked(|affine| &affine.weight)?, 3 * self.width);
+        let contexts = taken(self.name(), &self.saved)?;
+        let slopes = with_slice(self.name(), gradient, |dy: &[T]| backward_affine(self.attention.output(), dy, &contexts.context))??;
+        let dx = with_slice(self.name(), x, |x: &[T]| self.attention.backward(contexts, &slopes, x, None))??;
         Ok(Some(tensor_of(dx, x.shape())?))
     }
 }

@@ -99,8 +99,8 @@ impl AdamW {
         &self.settings
     }
 
-    /// One step: every value moves by its gradient times `gradient_scale` (see [`super::clip::measure`]), and every gradient is left at zero
-    /// for the next step. One pass over the memory; the result does not depend on the number of threads. `parameters` are those the optimiser
+    /// One step: every value moves by its gradient times `gradient_scale` (see [`super::clip::measure`]), and every gradient is forgotten
+    /// before the next step. One pass over the memory; the result does not depend on the number of threads. `parameters` are those the optimiser
     /// was made for, in the same order.
     ///
     /// # Errors
@@ -118,10 +118,11 @@ impl AdamW {
             let decay = if parameter.shape().rank() > 1 { self.settings.weight_decay } else { 0.0 };
             let step = Step::new(&self.settings, self.moments.step, learning_rate, decay, gradient_scale);
             parameter.update(|value: &mut [f32], gradient: &mut [f32]| {
-                let value = value.par_chunks_mut(CHUNK).zip_eq(gradient.par_chunks_mut(CHUNK));
+                let value = value.par_chunks_mut(CHUNK).zip_eq(gradient.par_chunks(CHUNK));
                 let moments = first.par_chunks_mut(CHUNK).zip_eq(second.par_chunks_mut(CHUNK));
                 value.zip_eq(moments).for_each(|((value, gradient), (first, second))| step.apply(value, gradient, first, second));
             })?;
+            parameter.zero_gradient();
         }
         Ok(())
     }
@@ -154,11 +155,10 @@ impl Step {
         }
     }
 
-    fn apply(&self, value: &mut [f32], gradient: &mut [f32], first: &mut [f32], second: &mut [f32]) {
+    fn apply(&self, value: &mut [f32], gradient: &[f32], first: &mut [f32], second: &mut [f32]) {
         let moments = first.iter_mut().zip(second);
         for ((value, gradient), (first, second)) in value.iter_mut().zip(gradient).zip(moments) {
             let scaled = *gradient * self.gradient_scale;
-            *gradient = 0.0;
             *first += self.first_share * (scaled - *first);
             *second += self.second_share * (scaled * scaled - *second);
             let root = second.sqrt() * self.root_correction + self.epsilon;

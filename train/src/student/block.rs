@@ -1,57 +1,51 @@
 //! One transformer block: attention and a feed-forward part, each added to its input and normalised after.
 
 use super::ParameterTable;
-use super::attention::SelfAttention;
 use super::config::StudentConfig;
 use super::family::Family;
 use super::names::{LayerPart, Role};
-use crate::kernels::{Activation, Affine, DropoutPlan, DropoutSite, Packing, add_layer_norm, dropout, feed_forward};
+use crate::kernels::{AttentionParameters, BlockParameters, BlockSettings, DropoutPlan, Packing, encoder_block};
 use candle_core::{Result, Tensor};
 use std::sync::Arc;
 
 pub(super) struct Block {
-    layer: u32,
-    attention: SelfAttention,
-    attention_norm: Affine,
-    widen: Affine,
-    narrow: Affine,
-    output_norm: Affine,
-    family: Family,
-    activation: Activation,
-    epsilon: f64,
+    parameters: BlockParameters,
+    settings: BlockSettings,
 }
 
 impl Block {
-    /// Layer `layer`, counted as the layers are run: an ALBERT's all use the same parameters, each with a dropout of its own.
+    /// Layer `layer`, counted as the layers are run: an ALBERT's all use the same parameters, each with a dropout of its own. Where dropout
+    /// stands is the family's: DistilBERT's attention output and ALBERT's feed-forward output have none of their own.
     pub(super) fn new(table: &ParameterTable<'_>, config: &StudentConfig, layer: usize) -> Self {
         let own = layer.min(config.layers_with_parameters() - 1);
         let part = |part| table.affine(Role::Layer(own, part));
-        Self {
-            layer: layer as u32,
-            attention: SelfAttention::new(table, config, layer, own),
+        let attention = AttentionParameters {
+            query: part(LayerPart::Query),
+            key: part(LayerPart::Key),
+            value: part(LayerPart::Value),
+            output: part(LayerPart::AttentionOutput),
+        };
+        let parameters = BlockParameters {
+            attention,
             attention_norm: part(LayerPart::AttentionNorm),
             widen: part(LayerPart::Widen),
             narrow: part(LayerPart::Narrow),
             output_norm: part(LayerPart::OutputNorm),
-            family: config.family,
+        };
+        let settings = BlockSettings {
+            heads: config.num_attention_heads,
             activation: config.activation,
             epsilon: config.layer_norm_eps,
-        }
+            layer: layer as u32,
+            drops_attended: config.family != Family::DistilBert,
+            drops_narrowed: config.family != Family::Albert,
+        };
+        Self { parameters, settings }
     }
 
-    /// `[tokens, hidden]` to `[tokens, hidden]`. Where dropout stands is the family's: DistilBERT's attention output and ALBERT's
-    /// feed-forward output have none of their own.
-    pub(super) fn forward(&self, hidden: &Tensor, packing: &Arc<Packing>, plan: &DropoutPlan) -> Result<Tensor> {
-        let mut attended = self.attention.forward(hidden, packing, plan)?;
-        if self.family != Family::DistilBert {
-            attended = dropout(&attended, packing, plan, DropoutSite::AttentionOutput(self.layer))?;
-        }
-        let hidden = add_layer_norm(&attended, hidden, &self.attention_norm, self.epsilon)?;
-        let mut widened = feed_forward(&hidden, &self.widen, &self.narrow, self.activation)?;
-        if self.family != Family::Albert {
-            widened = dropout(&widened, packing, plan, DropoutSite::FeedForward(self.layer))?;
-        }
-        add_layer_norm(&widened, &hidden, &self.output_norm, self.epsilon)
+    /// `[tokens, hidden]` to `[tokens, hidden]`, or to `[asked, hidden]` where some rows alone are asked.
+    pub(super) fn forward(&self, hidden: &Tensor, packing: &Arc<Packing>, plan: &DropoutPlan, asked: Option<&[u32]>) -> Result<Tensor> {
+        encoder_block(hidden, &self.parameters, &self.settings, packing, plan, asked)
     }
 }
 
@@ -77,8 +71,8 @@ mod tests {
         let student = Student::new(config.clone(), candle_core::DType::F32, &mut |spec| Ok(at_random(&config, 1, spec))).unwrap();
         let super::super::body::Body::Encoder(encoder) = &student.body else { panic!("an ALBERT is an encoder") };
         for (layer, block) in encoder.blocks.iter().enumerate() {
-            assert!(Arc::ptr_eq(&block.widen.weight, &encoder.blocks[0].widen.weight));
-            assert_eq!(block.layer, layer as u32);
+            assert!(Arc::ptr_eq(&block.parameters.widen.weight, &encoder.blocks[0].parameters.widen.weight));
+            assert_eq!(block.settings.layer, layer as u32);
         }
         assert_eq!(encoder.blocks.len(), 3);
     }

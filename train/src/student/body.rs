@@ -33,10 +33,11 @@ impl Body {
         }
     }
 
-    /// `[tokens, hidden]` of every row after the embeddings and after each layer.
-    pub(super) fn states(&self, batch: &Batch, dropout: &DropoutPlan) -> Result<Vec<Tensor>> {
+    /// `[tokens, hidden]` of every row after the embeddings and after each layer. Where `asked_alone`, an encoder computes the last of them for
+    /// the asked rows alone, `[asked, hidden]`.
+    pub(super) fn states(&self, batch: &Batch, dropout: &DropoutPlan, asked_alone: bool) -> Result<Vec<Tensor>> {
         match self {
-            Self::Encoder(encoder) => encoder.states(batch, dropout),
+            Self::Encoder(encoder) => encoder.states(batch, dropout, asked_alone.then_some(batch.asked.as_slice())),
             Self::Decoder(decoder) => decoder.states(batch, dropout),
         }
     }
@@ -62,12 +63,13 @@ impl Encoder {
         Self { embeddings: Embeddings::new(table, config), blocks }
     }
 
-    fn states(&self, batch: &Batch, dropout: &DropoutPlan) -> Result<Vec<Tensor>> {
+    fn states(&self, batch: &Batch, dropout: &DropoutPlan, asked: Option<&[u32]>) -> Result<Vec<Tensor>> {
         let packing = packing(batch)?;
         let mut states = Vec::with_capacity(self.blocks.len() + 1);
         let mut state = self.embeddings.forward(batch, &packing, dropout)?;
-        for block in &self.blocks {
-            let next = block.forward(&state, &packing, dropout)?;
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let asked = asked.filter(|_| layer + 1 == self.blocks.len());
+            let next = block.forward(&state, &packing, dropout, asked)?;
             states.push(std::mem::replace(&mut state, next));
         }
         states.push(state);
@@ -77,6 +79,6 @@ impl Encoder {
     fn last_state(&self, batch: &Batch) -> Result<Tensor> {
         let (packing, dropout) = (packing(batch)?, DropoutPlan::off());
         let embedded = self.embeddings.forward(batch, &packing, &dropout)?.detach();
-        self.blocks.iter().try_fold(embedded, |hidden, block| block.forward(&hidden, &packing, &dropout))
+        self.blocks.iter().try_fold(embedded, |hidden, block| block.forward(&hidden, &packing, &dropout, None))
     }
 }

@@ -9,7 +9,7 @@ use super::ParameterTable;
 use super::config::StudentConfig;
 use super::decoder::CausalLmHead;
 use crate::batcher::Batch;
-use crate::kernels::{DropoutPlan, HeadTargets};
+use crate::kernels::{DropoutPlan, HeadTargets, gather_rows};
 use crate::loss::{PARTS, Part, StepObjective};
 use candle_core::{Error, Result, Tensor};
 use embedding::EmbeddingHead;
@@ -66,7 +66,13 @@ impl Head {
         }
     }
 
+    /// Whether its loss looks at nothing but the asked rows of the last state.
+    pub(super) fn reads_asked_rows_alone(&self) -> bool {
+        matches!(self, Self::MaskedLm(_) | Self::Sequence(_))
+    }
+
     /// What the parts that are no parts of the hidden states weigh in a micro-batch, and the values of all parts; see [`super::Student::loss`].
+    /// `hidden` is the last state of every row, or, where the head reads no others, of those asked.
     pub(super) fn loss(
         &self,
         hidden: &Tensor,
@@ -89,6 +95,11 @@ impl Head {
             Self::Embedding(head) => head.loss(hidden, batch, step, total),
         }
     }
+}
+
+/// The asked rows of a state of every row; a state of those alone comes back itself.
+fn asked_rows(hidden: &Tensor, asked: &[u32]) -> Result<Tensor> {
+    if hidden.dims()[0] == asked.len() { Ok(hidden.clone()) } else { gather_rows(hidden, asked) }
 }
 
 /// What the asked rows of a batch are taught of their logits.

@@ -61,6 +61,11 @@ impl HiddenObjective {
         &self.parameters
     }
 
+    /// Whether a part of the step's compares this state of the student.
+    pub(super) fn reads(&self, state: usize, step: &StepObjective) -> bool {
+        step.weights.any(Part::is_of_hidden) && self.pairs.iter().any(|pair| pair.student == state)
+    }
+
     /// Adds what the parts of the hidden states weigh to `total`, and their values, each a mean over the pairs, to `values`. `states` are the
     /// student's, `[tokens, hidden_size]` each.
     ///

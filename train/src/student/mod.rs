@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! ids -> word + position (+ token type) -> LayerNorm -> dropout (-> ALBERT: W x + b)                                embeddings
-//!     -> num_hidden_layers x [ x = LayerNorm(x + attention(x)); x = LayerNorm(x + W2 activation(W1 x)) ]            block, attention
+//!     -> num_hidden_layers x [ x = LayerNorm(x + attention(x)); x = LayerNorm(x + W2 activation(W1 x)) ]            block
 //!     -> the asked rows -> LayerNorm(activation(W x)) -> word embeddings, transposed, + bias                        heads, of a masked LM
 //! ```
 //!
@@ -11,7 +11,6 @@
 //! result does not depend on its neighbours. Values come from [`init`], [`random`] or a saved directory; [`names`] says what each family
 //! calls a parameter, [`layout()`] their order, [`config`] the settings.
 
-mod attention;
 mod bare_names;
 mod block;
 mod body;
@@ -116,7 +115,7 @@ impl Student {
     /// # Errors
     /// Ids outside the vocabulary, a sequence longer than the position embeddings, offsets that do not fit the rows.
     pub fn forward_states(&self, batch: &Batch, dropout: &DropoutPlan) -> candle_core::Result<Vec<Tensor>> {
-        self.body.states(batch, dropout)
+        self.body.states(batch, dropout, false)
     }
 
     /// The last hidden state `[tokens, dim]` without dropout and without keeping anything for a backward pass.
@@ -165,8 +164,10 @@ impl Student {
         hidden: &HiddenObjective,
         dropout: &DropoutPlan,
     ) -> candle_core::Result<(Tensor, LossParts)> {
-        let states = self.forward_states(batch, dropout)?;
-        let (total, mut values) = self.head.loss(&states[self.body.layers()], batch, step, dropout)?;
+        let last = self.body.layers();
+        let asked_alone = self.head.reads_asked_rows_alone() && !hidden.reads(last, step);
+        let states = self.body.states(batch, dropout, asked_alone)?;
+        let (total, mut values) = self.head.loss(&states[last], batch, step, dropout)?;
         let total = hidden.add_loss(&states, batch, step, total, &mut values)?;
         Ok((total, LossParts::new(&step.weights, values)))
     }

@@ -127,7 +127,7 @@ fn a_product_is_the_same_at_every_level() {
     let run = || {
         let mut result = vec![0f32; 70 * 50];
         let (left, right) = (Matrix::new(&left, 70, 90), Matrix::new(&right, 50, 90).transposed());
-        crate::kernels::matrix::multiply_in(Precision::Bf16, &mut result, 50, false, left, right);
+        crate::kernels::matrix::multiply_in(Precision::Bf16, &mut result, 50, false, left, right, Threads::All);
         result
     };
     let results: Vec<_> = Level::available().into_iter().map(|level| with_level(level, run)).collect();

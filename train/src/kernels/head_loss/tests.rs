@@ -81,9 +81,10 @@ fn cases() -> Vec<Case> {
     vec![
         (3, 17, vec![-100, 4, -100, 16, 0]), // labels inside and outside the stored ids
         (1, 40, vec![39, 39]),
-        (17, 17, vec![-100, 4, 5]), // k is the vocabulary
-        (5, 33, vec![-100; 4]),     // nothing masked
-        (2, 19, vec![]),            // nothing asked
+        (17, 17, vec![-100, 4, 5]),    // k is the vocabulary
+        (5, 33, vec![-100; 4]),        // nothing masked
+        (4, 150, vec![-100, 149, 64]), // several tiles, the last one short
+        (2, 19, vec![]),               // nothing asked
     ]
 }
 

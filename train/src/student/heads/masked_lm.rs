@@ -1,8 +1,8 @@
 //! The masked-language-model head: what a hidden state says about its token, and what it costs.
 
-use super::head_targets;
+use super::{asked_rows, head_targets};
 use crate::batcher::Batch;
-use crate::kernels::{Activation, Affine, gather_rows, head_loss, layer_norm, linear, linear_activated};
+use crate::kernels::{Activation, Affine, head_loss, layer_norm, linear, linear_activated};
 use crate::loss::{LossParts, PARTS, Part, StepObjective};
 use crate::student::ParameterTable;
 use crate::student::config::StudentConfig;
@@ -25,9 +25,9 @@ impl MaskedLmHead {
         Self { transform: table.affine(Role::HeadDense), norm: table.affine(Role::HeadNorm), decoder, activation, epsilon }
     }
 
-    /// `[asked, embedding]`: what the decoder reads of the asked rows of `hidden` `[tokens, hidden]`.
+    /// `[asked, embedding]`: what the decoder reads of the asked rows of `hidden` `[tokens, hidden]`, or of a `hidden` of those alone.
     fn transformed(&self, hidden: &Tensor, asked: &[u32]) -> Result<Tensor> {
-        layer_norm(&linear_activated(&gather_rows(hidden, asked)?, &self.transform, self.activation)?, &self.norm, self.epsilon)
+        layer_norm(&linear_activated(&asked_rows(hidden, asked)?, &self.transform, self.activation)?, &self.norm, self.epsilon)
     }
 
     /// `[asked, vocabulary]`.

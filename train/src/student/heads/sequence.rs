@@ -6,11 +6,10 @@
 //! | BERT, ALBERT | V dropout(tanh(W x)) |
 //! | RoBERTa | V dropout(tanh(W dropout(x))) |
 
-use super::head_targets;
+use super::{asked_rows, head_targets};
 use crate::batcher::Batch;
 use crate::kernels::{
-    Activation, Affine, DropoutPlan, DropoutSite, OutputTargets, Packing, dropout, gather_rows, head_loss, linear, linear_activated,
-    output_loss,
+    Activation, Affine, DropoutPlan, DropoutSite, OutputTargets, Packing, dropout, head_loss, linear, linear_activated, output_loss,
 };
 use crate::loss::{LossParts, PARTS, Part, StepObjective};
 use crate::student::config::StudentConfig;
@@ -34,10 +33,11 @@ impl SequenceHead {
         Self { pooler, classifier, family: config.family, problem }
     }
 
-    /// `[asked, hidden]`: what the classifier reads of the asked rows of `hidden` `[tokens, hidden]`, the first of their sequences.
+    /// `[asked, hidden]`: what the classifier reads of the asked rows of `hidden` `[tokens, hidden]`, the first of their sequences,
+    /// or of a `hidden` of those alone.
     fn pooled(&self, hidden: &Tensor, batch: &Batch, plan: &DropoutPlan) -> Result<Tensor> {
         let firsts = first_rows(batch)?;
-        let mut rows = gather_rows(hidden, &batch.asked)?;
+        let mut rows = asked_rows(hidden, &batch.asked)?;
         if self.family == Family::Roberta {
             rows = dropout(&rows, &firsts, plan, DropoutSite::ClassifierInput)?;
         }
