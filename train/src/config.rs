@@ -13,6 +13,7 @@ pub use resolved::RESOLVED_FILE;
 use crate::batcher::{Duration, Targets};
 use crate::cli::{Arguments, OptimisationArguments};
 use crate::device;
+use crate::kernels::Precision;
 use crate::loss::Objective;
 use crate::loss::hidden_map::HiddenPair;
 use crate::student::FirstWeights;
@@ -73,6 +74,8 @@ pub struct Config {
     pub(crate) duration: Duration,
     pub(crate) batch_tokens: u64,
     pub(crate) accumulate: u64,
+    /// What the products of the linear maps read.
+    pub(crate) precision: Precision,
     pub(crate) learning_rate: f64,
     pub(crate) warmup: f64,
     pub(crate) weight_decay: f64,
@@ -106,6 +109,7 @@ impl Config {
         let Arguments { data, student: typed_shape, objective: taught, optimisation, checkpoints, machine, .. } = arguments;
         device::check(&machine.device)?;
         check_numbers(optimisation)?;
+        let precision = Precision::check(&optimisation.dtype)?;
         let counts = [
             ("--log-every", Some(machine.log_every)),
             ("--eval-every", machine.eval_every),
@@ -142,6 +146,7 @@ impl Config {
             duration,
             batch_tokens: optimisation.batch_tokens,
             accumulate: optimisation.accumulate,
+            precision,
             learning_rate: optimisation.learning_rate,
             warmup: optimisation.warmup,
             weight_decay: optimisation.weight_decay,

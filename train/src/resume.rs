@@ -74,6 +74,7 @@ fn length_flag(config: &Config) -> &'static str {
 /// First weights that cannot be read, a log that cannot be made.
 pub(crate) fn from_the_start(config: &Config) -> Result<(Student, Start, MetricsLog)> {
     let student = initial_student(config)?;
+    student.set_precision(config.precision);
     let hidden = hidden_objective(config)?;
     let moments = Moments::zeros(&trainable(&student, &hidden));
     // Before the log: a directory that holds a log and does not say whose is taken for another's.
@@ -87,6 +88,7 @@ pub(crate) fn from_the_start(config: &Config) -> Result<(Student, Start, Metrics
 /// Parameters that are not those of the run, a log that is too short.
 pub(crate) fn from_checkpoint(config: &Config, checkpoint: &Checkpoint) -> Result<(Student, Start, MetricsLog)> {
     let student = checkpoint.student(&config.student)?;
+    student.set_precision(config.precision);
     let hidden = hidden_objective(config)?;
     checkpoint.restore_projections(hidden.parameters())?;
     let moments = checkpoint.moments(&trainable(&student, &hidden))?;

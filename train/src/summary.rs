@@ -51,6 +51,9 @@ pub struct Summary {
     pub train_seconds: f64,
     /// Training tokens over the time spent in steps.
     pub tokens_per_second: f64,
+    /// What the products read, `fp32` or `bf16`; absent in summaries from before it was noted, which are of `fp32`.
+    #[serde(default)]
+    pub dtype: Option<String>,
     /// Threads that computed.
     pub threads: usize,
     /// Where the curves are.
@@ -245,6 +248,7 @@ mod tests {
             precompute_seconds: None,
             train_seconds: 123.45,
             tokens_per_second: 7300.0,
+            dtype: Some("fp32".to_owned()),
             threads: 2,
             curves: "out/curves.svg".into(),
             student: "out".into(),

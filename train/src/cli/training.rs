@@ -155,6 +155,10 @@ pub struct OptimisationArguments {
     /// Micro-batches of an optimiser step
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub accumulate: u64,
+    /// What the products of the student's linear maps read: fp32, or bf16, rounded from fp32 on the way (needs AVX512-BF16). Parameters, sums
+    /// and checkpoints are fp32 either way
+    #[arg(long, value_name = "NAME", default_value = "fp32")]
+    pub dtype: String,
     /// Largest learning rate
     #[arg(long, value_name = "RATE", default_value_t = 5e-4)]
     pub learning_rate: f64,

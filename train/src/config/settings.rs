@@ -3,6 +3,7 @@
 use super::task::pooling_name;
 use super::{Config, EvaluationSource, Initialisation};
 use crate::batcher::Duration;
+use crate::kernels::Precision;
 use crate::loss::hidden_map::HiddenMap;
 use crate::output::content;
 use logitcache::error::{Error, Result};
@@ -78,6 +79,10 @@ impl Config {
         };
         set("batch-tokens", &self.batch_tokens);
         set("accumulate", &self.accumulate);
+        // Runs from before there was a choice have no such setting, and are of single precision.
+        if self.precision != Precision::Single {
+            set("dtype", &self.precision);
+        }
         set("learning-rate", &self.learning_rate);
         set("warmup", &self.warmup);
         set("weight-decay", &self.weight_decay);

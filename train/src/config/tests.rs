@@ -184,6 +184,22 @@ fn a_cache_without_its_tokenizer_or_manifest_is_refused_before_training() {
 }
 
 #[test]
+fn bf16_makes_another_run_where_the_processor_has_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = SmallCache::default().write(directory.path(), "cache");
+    let single = check(&cache, &["--dtype", "fp32"]).unwrap();
+    assert_eq!((single.precision, single.settings.get("dtype")), (Precision::Single, None));
+    assert_names(&refusal(&SmallCache::default(), &["--dtype", "half"], 2), &["--dtype", "fp32 or bf16", "half"]);
+    match check(&cache, &["--dtype", "bf16"]) {
+        Ok(config) => {
+            assert_eq!((config.precision, config.settings["dtype"].as_str()), (Precision::Bf16, "bf16"));
+            assert!(config.resolved().contains("dtype = \"bf16\"\n"));
+        }
+        Err(error) => assert_names(&error.to_string(), &["--dtype", "AVX512-BF16", "use --dtype fp32"]),
+    }
+}
+
+#[test]
 fn a_missing_initial_file_is_named() {
     assert_names(&refusal(&SmallCache::default(), &["--init-from", "nowhere.safetensors"], 2), &["nowhere.safetensors"]);
 }

@@ -13,6 +13,9 @@ pub trait Element: WithDType + Neg<Output = Self> + Sum + Default {
     /// From a stored single-precision value.
     fn from_f32(value: f32) -> Self;
 
+    /// The same numbers, if they are of single precision.
+    fn as_single(values: &[Self]) -> Option<&[f32]>;
+
     /// e^x. In single precision arguments are clamped to [-87, 88], so the result is always a positive normal number.
     fn exp(self) -> Self;
 
@@ -31,6 +34,10 @@ impl Element for f32 {
     #[inline(always)]
     fn from_f32(value: f32) -> Self {
         value
+    }
+
+    fn as_single(values: &[Self]) -> Option<&[f32]> {
+        Some(values)
     }
 
     /// Range reduction by ln 2 split in two parts, then a polynomial of degree 6 (the coefficients of Cephes' `expf`, Moshier 1989). Adding
@@ -76,6 +83,10 @@ impl Element for f64 {
     #[inline(always)]
     fn from_f32(value: f32) -> Self {
         f64::from(value)
+    }
+
+    fn as_single(_values: &[Self]) -> Option<&[f32]> {
+        None
     }
 
     #[inline(always)]

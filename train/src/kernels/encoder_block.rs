@@ -182,12 +182,13 @@ impl<T: Element> EncoderBlock<T> {
         let dropped = self.drop_narrowed.as_ref().map(|dropout| dropout.apply(&slopes, width));
         let dy = dropped.as_deref().unwrap_or(&slopes);
         let mut activation = before;
-        let mut gradient = narrow.weight.with_value(|weight: &[T]| input_gradient(dy, weight, width))?;
+        let mut gradient = narrow.weight.with_value(|weight: &[T]| input_gradient(narrow.weight.precision(), dy, weight, width))?;
         activate_and_differentiate(&mut activation, &mut gradient, self.settings.activation);
         add_weight_gradients(narrow, Columns { values: dy, row_stride: width, first: 0 }, &activation)?;
         drop((activation, dropped));
         add_weight_gradients(widen, Columns { values: &gradient, row_stride: between, first: 0 }, hidden)?;
-        widen.weight.with_value(|weight: &[T]| add_input_gradient(&gradient, weight, between, &mut slopes))?;
+        let precision = widen.weight.precision();
+        widen.weight.with_value(|weight: &[T]| add_input_gradient(precision, &gradient, weight, between, &mut slopes))?;
         Ok(slopes)
     }
 }

@@ -139,7 +139,7 @@ fn run<T: Element>(
     let mut bias_gradient = vec![T::zero(); vocabulary];
     decoder.weight.with_value(|weight: &[T]| {
         with_bias(decoder.bias, |bias: &[T]| {
-            let tiles = Tiles::new(weight, bias, width);
+            let tiles = Tiles::new(decoder.weight.precision(), weight, bias, width);
             let mut buffers = tiles.buffers(chunk, targets.k, tracked);
             for first in (0..rows).step_by(chunk) {
                 let here = first * width..rows.min(first + chunk) * width;

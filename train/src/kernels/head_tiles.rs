@@ -9,7 +9,8 @@ use super::head_loss::HeadTargets;
 use super::head_row::{RowLosses, RowObjective, RowSlopes, RowTargets, teach_row};
 use super::head_tile::{StoredId, TileSums, joined, slope_row, sum_row};
 use super::level::Level;
-use super::matrix::{Matrix, Threads, multiply};
+use super::matrix::{Matrix, Threads, multiply_in};
+use super::precision::Precision;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -31,6 +32,7 @@ pub(crate) struct Tiles<'a, T> {
     width: usize,
     vocabulary: usize,
     tile: usize,
+    precision: Precision,
     level: Level,
 }
 
@@ -60,10 +62,10 @@ pub(crate) struct ChunkGradients<'a, T> {
 }
 
 impl<'a, T: Element> Tiles<'a, T> {
-    pub(crate) fn new(weight: &'a [T], bias: &'a [T], width: usize) -> Self {
+    pub(crate) fn new(precision: Precision, weight: &'a [T], bias: &'a [T], width: usize) -> Self {
         let vocabulary = weight.len() / width;
         let tile = vocabulary.div_ceil(GROUPS).next_multiple_of(SMALLEST_TILE).clamp(SMALLEST_TILE, LARGEST_TILE);
-        Self { weight, bias, width, vocabulary, tile, level: Level::best() }
+        Self { weight, bias, width, vocabulary, tile, precision, level: Level::best() }
     }
 
     fn count(&self) -> usize {
@@ -124,7 +126,15 @@ impl<'a, T: Element> Tiles<'a, T> {
         let tiles = logits.par_chunks_mut(rows * self.tile).zip(sums.par_chunks_mut(rows)).enumerate();
         tiles.for_each_init(Vec::new, |kept, (tile, (logits, sums))| {
             let ids = self.ids(tile);
-            multiply(logits, ids.len(), false, Matrix::new(x, rows, self.width), self.weight_of(&ids).transposed(), Threads::One);
+            multiply_in(
+                self.precision,
+                logits,
+                ids.len(),
+                false,
+                Matrix::new(x, rows, self.width),
+                self.weight_of(&ids).transposed(),
+                Threads::One,
+            );
             let bias = self.bias.get(ids.clone()).unwrap_or_default();
             for (row, (logits, sums)) in logits.chunks_exact_mut(ids.len()).zip(sums).enumerate() {
                 let labelled = objective.is_labelled(&targets_of(row));
@@ -163,8 +173,8 @@ impl<'a, T: Element> Tiles<'a, T> {
                     slope_row(self.level, logits, sums[tile * rows + row], stored, of_stored, ids.start, taught[row].1, objective, db);
                 }
                 let slopes = Matrix::new(logits, rows, ids.len());
-                multiply(dx, self.width, i > 0, slopes, self.weight_of(&ids), Threads::One);
-                multiply(dw, self.width, !is_first, slopes.transposed(), Matrix::new(x, rows, self.width), Threads::One);
+                multiply_in(self.precision, dx, self.width, i > 0, slopes, self.weight_of(&ids), Threads::One);
+                multiply_in(self.precision, dw, self.width, !is_first, slopes.transposed(), Matrix::new(x, rows, self.width), Threads::One);
             }
         });
         let groups = self.count().div_ceil(per_group);

@@ -6,8 +6,9 @@
 use super::activate::{activate_and_differentiate, activated};
 use super::activation::Activation;
 use super::element::Element;
-use super::matrix::{Matrix, Threads, add_column_sums, multiply, product};
+use super::matrix::{Matrix, Threads, add_column_sums, multiply_in, product_in};
 use super::parameter::Affine;
+use super::precision::Precision;
 use super::storage::{check_parameter, failure, filled_by_chunks, for_dtype, rows_and_width, slice_of, tensor_of, with_slice};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
@@ -56,31 +57,32 @@ pub(crate) fn outputs_of(operation: &str, affine: &Affine, x: &Tensor, inputs: u
 const BIAS_ROWS: usize = 16;
 
 /// `[rows, out]` from `x` `[rows, in]`. The product is added to rows that hold the bias already.
-pub(crate) fn forward<T: Element>(x: &[T], weight: &[T], bias: &[T]) -> Vec<T> {
+pub(crate) fn forward<T: Element>(precision: Precision, x: &[T], weight: &[T], bias: &[T]) -> Vec<T> {
     let (outputs, inputs) = (bias.len(), weight.len() / bias.len());
     let rows = x.len() / inputs;
     let chunk = BIAS_ROWS * outputs;
     let mut y = filled_by_chunks(rows * outputs, chunk, (0..rows.div_ceil(BIAS_ROWS)).into_par_iter(), |y, _| {
         y.chunks_exact_mut(outputs).for_each(|row| row.copy_from_slice(bias));
     });
-    multiply(&mut y, outputs, true, Matrix::new(x, rows, inputs), Matrix::new(weight, outputs, inputs).transposed(), Threads::All);
+    let (x, weight) = (Matrix::new(x, rows, inputs), Matrix::new(weight, outputs, inputs));
+    multiply_in(precision, &mut y, outputs, true, x, weight.transposed(), Threads::All);
     y
 }
 
 pub(crate) fn forward_affine<T: Element>(x: &[T], affine: &Affine) -> Result<Vec<T>> {
-    affine.weight.with_value(|weight: &[T]| affine.bias.with_value(|bias: &[T]| forward(x, weight, bias)))?
+    affine.weight.with_value(|weight: &[T]| affine.bias.with_value(|bias: &[T]| forward(affine.weight.precision(), x, weight, bias)))?
 }
 
 /// The gradient of `x` `[rows, in]` from the gradient of the result, `dy` `[rows, out]`.
-pub(crate) fn input_gradient<T: Element>(dy: &[T], weight: &[T], outputs: usize) -> Vec<T> {
+pub(crate) fn input_gradient<T: Element>(precision: Precision, dy: &[T], weight: &[T], outputs: usize) -> Vec<T> {
     let (rows, inputs) = (dy.len() / outputs, weight.len() / outputs);
-    product(Matrix::new(dy, rows, outputs), Matrix::new(weight, outputs, inputs), Threads::All)
+    product_in(precision, Matrix::new(dy, rows, outputs), Matrix::new(weight, outputs, inputs), Threads::All)
 }
 
 /// [`input_gradient`], added to `dx` `[rows, in]`.
-pub(crate) fn add_input_gradient<T: Element>(dy: &[T], weight: &[T], outputs: usize, dx: &mut [T]) {
+pub(crate) fn add_input_gradient<T: Element>(precision: Precision, dy: &[T], weight: &[T], outputs: usize, dx: &mut [T]) {
     let (rows, inputs) = (dy.len() / outputs, weight.len() / outputs);
-    multiply(dx, inputs, true, Matrix::new(dy, rows, outputs), Matrix::new(weight, outputs, inputs), Threads::All);
+    multiply_in(precision, dx, inputs, true, Matrix::new(dy, rows, outputs), Matrix::new(weight, outputs, inputs), Threads::All);
 }
 
 /// Some neighbouring columns of a row-major buffer, as many as the bias they belong to has numbers.
@@ -101,7 +103,7 @@ pub(crate) fn add_weight_gradients<T: Element>(affine: &Affine, dy: Columns<'_, 
     }
     affine.weight.add_gradient(|sink: &mut [T], accumulate| {
         let dy = Matrix::strided(&dy.values[dy.first..], rows, outputs, dy.row_stride).transposed();
-        multiply(sink, inputs, accumulate, dy, Matrix::new(x, rows, inputs), Threads::All);
+        multiply_in(affine.weight.precision(), sink, inputs, accumulate, dy, Matrix::new(x, rows, inputs), Threads::All);
     })?;
     affine.bias.with_gradient(|sink: &mut [T]| add_column_sums(dy.values, dy.row_stride, dy.first, sink))
 }
@@ -110,7 +112,7 @@ pub(crate) fn add_weight_gradients<T: Element>(affine: &Affine, dy: Columns<'_, 
 pub(crate) fn backward_affine<T: Element>(affine: &Affine, dy: &[T], x: &[T]) -> Result<Vec<T>> {
     let outputs = affine.bias.elements();
     add_weight_gradients(affine, Columns { values: dy, row_stride: outputs, first: 0 }, x)?;
-    affine.weight.with_value(|weight: &[T]| input_gradient(dy, weight, outputs))
+    affine.weight.with_value(|weight: &[T]| input_gradient(affine.weight.precision(), dy, weight, outputs))
 }
 
 /// Takes what [`keep`] kept.
@@ -193,7 +195,8 @@ impl<T: Element> CustomOp1 for FeedForward<T> {
     fn bwd(&self, x: &Tensor, _y: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
         let mut between = taken(self.name(), &self.before)?;
         let dx = with_slice(self.name(), gradient, |dy: &[T]| {
-            let mut gradient = self.outer.weight.with_value(|weight: &[T]| input_gradient(dy, weight, self.outer.bias.elements()))?;
+            let (precision, outputs) = (self.outer.weight.precision(), self.outer.bias.elements());
+            let mut gradient = self.outer.weight.with_value(|weight: &[T]| input_gradient(precision, dy, weight, outputs))?;
             activate_and_differentiate(&mut between, &mut gradient, self.activation);
             add_weight_gradients(&self.outer, Columns { values: dy, row_stride: self.outer.bias.elements(), first: 0 }, &between)?;
             with_slice(self.name(), x, |x: &[T]| backward_affine(&self.inner, &gradient, x))?

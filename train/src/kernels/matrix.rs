@@ -2,8 +2,9 @@
 
 use super::element::Element;
 use super::level::Level;
+use super::precision::Precision;
 use super::storage::written;
-use gemm::Parallelism;
+use ::gemm::Parallelism;
 use rayon::prelude::*;
 
 /// Whether a product may use the thread pool. Products inside a loop that is parallel already must not.
@@ -27,11 +28,11 @@ impl From<Threads> for Parallelism {
 /// A view of a matrix: element (i, j) is at `i * row_stride + j * column_stride`.
 #[derive(Clone, Copy)]
 pub struct Matrix<'a, T> {
-    values: &'a [T],
-    rows: usize,
-    columns: usize,
-    row_stride: usize,
-    column_stride: usize,
+    pub(super) values: &'a [T],
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    pub(super) row_stride: usize,
+    pub(super) column_stride: usize,
 }
 
 impl<'a, T: Element> Matrix<'a, T> {
@@ -54,6 +55,11 @@ impl<'a, T: Element> Matrix<'a, T> {
         let Self { values, rows, columns, row_stride, column_stride } = self;
         Self { values, rows: columns, columns: rows, row_stride: column_stride, column_stride: row_stride }
     }
+
+    fn as_single(self) -> Option<Matrix<'a, f32>> {
+        let Self { values, rows, columns, row_stride, column_stride } = self;
+        Some(Matrix { values: T::as_single(values)?, rows, columns, row_stride, column_stride })
+    }
 }
 
 fn assert_covers(length: usize, rows: usize, columns: usize, row_stride: usize) {
@@ -74,9 +80,25 @@ pub fn multiply<T: Element>(
     right: Matrix<'_, T>,
     threads: Threads,
 ) {
+    multiply_in(Precision::Single, destination, row_stride, accumulate, left, right, threads);
+}
+
+/// [`multiply`], the operands taken in some precision. Double-precision ones are never rounded.
+///
+/// # Panics
+/// As [`multiply`].
+pub fn multiply_in<T: Element>(
+    precision: Precision,
+    destination: &mut [T],
+    row_stride: usize,
+    accumulate: bool,
+    left: Matrix<'_, T>,
+    right: Matrix<'_, T>,
+    threads: Threads,
+) {
     assert_covers(destination.len(), left.rows, right.columns, row_stride);
     // SAFETY: the destination covers rows x columns, and where it is read (`accumulate`) it is initialised, being a slice.
-    unsafe { multiply_raw(destination.as_mut_ptr(), row_stride, accumulate, left, right, threads) }
+    unsafe { multiply_raw(precision, destination.as_mut_ptr(), row_stride, accumulate, left, right, threads) }
 }
 
 /// A new row-major buffer with `left right`.
@@ -84,14 +106,27 @@ pub fn multiply<T: Element>(
 /// # Panics
 /// If the inner dimensions differ.
 pub fn product<T: Element>(left: Matrix<'_, T>, right: Matrix<'_, T>, threads: Threads) -> Vec<T> {
+    product_in(Precision::Single, left, right, threads)
+}
+
+/// [`product`], the operands taken in some precision. Double-precision ones are never rounded.
+///
+/// # Panics
+/// As [`product`].
+pub fn product_in<T: Element>(precision: Precision, left: Matrix<'_, T>, right: Matrix<'_, T>, threads: Threads) -> Vec<T> {
     let columns = right.columns;
-    // SAFETY: without `accumulate` a product writes every element of its destination and reads none.
-    unsafe { written(left.rows * columns, |values| multiply_raw(values.as_mut_ptr().cast::<T>(), columns, false, left, right, threads)) }
+    let write = |values: &mut [std::mem::MaybeUninit<T>]| {
+        // SAFETY: the buffer has rows x columns places, which are not read.
+        unsafe { multiply_raw(precision, values.as_mut_ptr().cast::<T>(), columns, false, left, right, threads) }
+    };
+    // SAFETY: without `accumulate` a product writes every element of its destination.
+    unsafe { written(left.rows * columns, write) }
 }
 
 /// # Safety
 /// `destination` must be valid for writes of left.rows x right.columns elements with rows `row_stride` apart, and initialised if `accumulate`.
 unsafe fn multiply_raw<T: Element>(
+    precision: Precision,
     destination: *mut T,
     row_stride: usize,
     accumulate: bool,
@@ -100,9 +135,13 @@ unsafe fn multiply_raw<T: Element>(
     threads: Threads,
 ) {
     assert_eq!(left.columns, right.rows, "inner dimensions of a matrix product");
+    if let (Precision::Bf16, Some(left), Some(right)) = (precision, left.as_single(), right.as_single()) {
+        // SAFETY: `T` is `f32`; the rest is this function's own contract.
+        return unsafe { super::gemm::multiply(precision, destination.cast::<f32>(), row_stride, accumulate, left, right, threads) };
+    }
     // SAFETY: both operands cover their shapes (checked when the views were made); the destination does by this function's own contract.
     unsafe {
-        gemm::gemm(
+        ::gemm::gemm(
             left.rows,
             right.columns,
             left.columns,

@@ -27,7 +27,8 @@
 //! | `hidden_mse` | mean squared difference from the teacher's hidden states |
 //! | `pooling` | one vector for each sequence: mean, first or largest; length 1 |
 //! | `output_loss` | losses of classes that are each for themselves, and of real numbers |
-//! | `matrix`, `storage`, `precomputed` | strided GEMM; buffers; scalars that bring their gradient along |
+//! | `matrix`, `storage`, `precomputed` | products of strided matrices; buffers; scalars that bring their gradient along |
+//! | `precision`, `gemm` | what the linear maps' products read, fp32 or bf16; the product of rounded operands |
 //!
 //! Rules that hold for all of them:
 //! - Activations are contiguous `[rows, width]` tensors on the CPU, `f32` for training or `f64` for proofs; anything else is a
@@ -51,6 +52,7 @@ pub mod embeddings;
 pub mod encoder_block;
 pub mod gated;
 pub mod gather_rows;
+mod gemm;
 pub mod head_loss;
 mod head_objectives;
 mod head_row;
@@ -64,6 +66,7 @@ pub mod output_loss;
 pub mod packing;
 pub mod parameter;
 pub mod pooling;
+pub mod precision;
 mod precomputed;
 pub mod projection;
 #[cfg(test)]
@@ -91,6 +94,7 @@ pub use output_loss::{OutputTargets, output_loss};
 pub use packing::Packing;
 pub use parameter::{Affine, Parameter, ParameterRef};
 pub use pooling::{pool, unit_length};
+pub use precision::Precision;
 pub use projection::{Projection, project};
 pub use rms_norm::rms_norm;
 pub use rotary::Rotary;

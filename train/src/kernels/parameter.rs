@@ -1,10 +1,12 @@
 //! Trainable values with their gradient buffers.
 
 use super::element::Element;
+use super::precision::Precision;
 use super::storage::failure;
 use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Shape, Storage, Tensor, Var};
 use rayon::prelude::*;
 use std::marker::PhantomData;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// How the student, the operations and the optimiser share a parameter.
@@ -18,6 +20,8 @@ pub struct Parameter {
     name: String,
     value: Var,
     gradient: Mutex<Gradient>,
+    /// Whether the products of a linear map by it read bf16.
+    bf16: AtomicBool,
 }
 
 struct Gradient {
@@ -49,7 +53,8 @@ impl Parameter {
             other => return Err(failure(&name, format!("a parameter holds f32 or f64, not {other:?}"))),
         };
         let value = Var::from_tensor(&value.copy()?.contiguous()?)?;
-        Ok(Arc::new(Self { name, value, gradient: Mutex::new(Gradient { values, forgotten: true }) }))
+        let gradient = Mutex::new(Gradient { values, forgotten: true });
+        Ok(Arc::new(Self { name, value, gradient, bf16: AtomicBool::new(false) }))
     }
 
     /// The name Hugging Face gives the tensor.
@@ -70,6 +75,16 @@ impl Parameter {
     /// `F32` or `F64`.
     pub fn dtype(&self) -> DType {
         self.value.dtype()
+    }
+
+    /// What the products of a linear map by it read, forward and backward: single precision unless [set](Self::set_precision).
+    pub fn precision(&self) -> Precision {
+        if self.bf16.load(Ordering::Relaxed) { Precision::Bf16 } else { Precision::Single }
+    }
+
+    /// Sets what [`precision`](Self::precision) gives. The value stays in single precision.
+    pub fn set_precision(&self, precision: Precision) {
+        self.bf16.store(precision == Precision::Bf16, Ordering::Relaxed);
     }
 
     /// The value. It is a candle variable: an operation applied to it by candle itself would be tracked, and its gradient would not reach

@@ -4,7 +4,7 @@
 
 use super::element::Element;
 use super::linear::Columns;
-use super::matrix::{Matrix, Threads, add_column_sums, multiply};
+use super::matrix::{Matrix, Threads, add_column_sums, multiply_in};
 use super::parameter::{Affine, ParameterRef};
 use super::storage::{check_parameter, failure, for_dtype, rows_and_width, slice_of, tensor_of, with_slice};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
@@ -84,7 +84,7 @@ impl Projection {
         }
         self.weight.with_value(|weight: &[T]| {
             let x = Matrix::new(x, rows, inputs);
-            multiply(&mut y[first..], row_stride, self.bias.is_some(), x, self.forwards(weight), Threads::All);
+            multiply_in(self.weight.precision(), &mut y[first..], row_stride, self.bias.is_some(), x, self.forwards(weight), Threads::All);
         })
     }
 
@@ -105,8 +105,8 @@ impl Projection {
         }
         let (slopes, x) = (Matrix::strided(&dy.values[dy.first..], rows, outputs, dy.row_stride), Matrix::new(x, rows, inputs));
         self.weight.add_gradient(|sink: &mut [T], accumulate| match self.inputs_first {
-            true => multiply(sink, outputs, accumulate, x.transposed(), slopes, Threads::All),
-            false => multiply(sink, inputs, accumulate, slopes.transposed(), x, Threads::All),
+            true => multiply_in(self.weight.precision(), sink, outputs, accumulate, x.transposed(), slopes, Threads::All),
+            false => multiply_in(self.weight.precision(), sink, inputs, accumulate, slopes.transposed(), x, Threads::All),
         })?;
         match &self.bias {
             Some(bias) => bias.with_gradient(|sink: &mut [T]| add_column_sums(dy.values, dy.row_stride, dy.first, sink)),
@@ -123,7 +123,7 @@ impl Projection {
         }
         let slopes = Matrix::strided(&dy.values[dy.first..], rows, outputs, dy.row_stride);
         self.weight.with_value(|weight: &[T]| {
-            multiply(dx, inputs, accumulate, slopes, self.forwards(weight).transposed(), Threads::All);
+            multiply_in(self.weight.precision(), dx, inputs, accumulate, slopes, self.forwards(weight).transposed(), Threads::All);
         })
     }
 

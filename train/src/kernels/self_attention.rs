@@ -11,6 +11,7 @@ use super::linear::{
 };
 use super::packing::Packing;
 use super::parameter::{Affine, ParameterRef};
+use super::precision::Precision;
 use super::storage::{failure, for_dtype, rows_and_width, slice_of, tensor_of, with_slice};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use std::sync::{Arc, Mutex};
@@ -107,6 +108,10 @@ impl ProjectedAttention {
         Ok(stacked)
     }
 
+    fn precision(&self) -> Precision {
+        self.parameters.query.weight.precision()
+    }
+
     /// Columns of its input.
     pub(crate) fn width(&self) -> usize {
         self.width
@@ -124,7 +129,7 @@ impl ProjectedAttention {
 
     /// The context of every row of `x` `[rows, width]`.
     pub(crate) fn contexts<T: Element>(&self, x: &[T]) -> Result<Contexts<T>> {
-        let qkv: Vec<T> = forward(x, &self.stacked(|affine| &affine.weight)?, &self.stacked(|affine| &affine.bias)?);
+        let qkv: Vec<T> = forward(self.precision(), x, &self.stacked(|affine| &affine.weight)?, &self.stacked(|affine| &affine.bias)?);
         let (context, normalisers) = self.attention().forward(&qkv)?;
         Ok(Contexts { qkv, context, normalisers })
     }
@@ -139,9 +144,9 @@ impl ProjectedAttention {
         }
         let weight: Vec<T> = self.stacked(|affine| &affine.weight)?;
         match dx {
-            None => Ok(input_gradient(&slopes, &weight, 3 * self.width)),
+            None => Ok(input_gradient(self.precision(), &slopes, &weight, 3 * self.width)),
             Some(mut dx) => {
-                add_input_gradient(&slopes, &weight, 3 * self.width, &mut dx);
+                add_input_gradient(self.precision(), &slopes, &weight, 3 * self.width, &mut dx);
                 Ok(dx)
             }
         }

@@ -36,7 +36,7 @@ pub mod tensor_writer;
 pub mod widths;
 
 use crate::batcher::Batch;
-use crate::kernels::{Affine, DropoutPlan, Packing, Parameter, ParameterRef};
+use crate::kernels::{Affine, DropoutPlan, Packing, Parameter, ParameterRef, Precision};
 use crate::loss::{LossParts, StepObjective};
 use candle_core::{DType, Device, Tensor};
 use logitcache::error::{Error, Result};
@@ -91,6 +91,12 @@ impl Student {
     /// Every parameter in the order of [`layout()`]; the tied decoder weight once.
     pub fn parameters(&self) -> &[ParameterRef] {
         &self.parameters
+    }
+
+    /// Sets what the products of all linear maps read, the tied decoder's too. Parameters, activations, gradients and the products of the
+    /// attention stay in single precision.
+    pub fn set_precision(&self, precision: Precision) {
+        self.parameters.iter().for_each(|parameter| parameter.set_precision(precision));
     }
 
     /// How many numbers the parameters hold.

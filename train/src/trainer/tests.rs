@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::evaluate::Measures;
+use crate::kernels::Precision;
 use crate::small_cache::{SmallCache, arguments};
 use logitcache::cache::reader::Cache;
 use logitcache::target::{Problem, Task};
@@ -11,8 +12,9 @@ fn config(cache: &Path, out: &Path, extra: &[&str]) -> Config {
     Config::check(&arguments(cache, out, extra)).unwrap()
 }
 
-fn gradients(config: &Config, step: &Step) -> (LossParts, Vec<(String, Vec<f32>)>) {
+fn gradients(config: &Config, step: &Step, precision: Precision) -> (LossParts, Vec<(String, Vec<f32>)>) {
     let student = crate::initial_student(config).unwrap();
+    student.set_precision(precision);
     let dropout = student.dropout_plan(config.seed, 0);
     let objective = StepObjective::new(&config.objective, (0, 1), f64::from(config.temperature), step.normalisers());
     let hidden = crate::hidden_objective(config).unwrap();
@@ -30,7 +32,7 @@ fn splitting_a_step_does_not_change_it() {
         let extra = ["--batch-tokens", batch_tokens, "--accumulate", accumulate, "--dropout", "0.2"];
         let config = config(&cache, Path::new("out"), &extra);
         let (step, _) = steps::EpochSteps::new(&config, 0).unwrap().next().unwrap().unwrap();
-        (step.micro_batches.len(), gradients(&config, &step))
+        (step.micro_batches.len(), gradients(&config, &step, Precision::Single))
     };
     let (one, (whole, whole_gradients)) = first("512", "1");
     let (eight, (split, split_gradients)) = first("64", "8");
@@ -42,6 +44,23 @@ fn splitting_a_step_does_not_change_it() {
         let worst = whole.iter().zip(split).fold(0.0f32, |worst, (a, b)| worst.max((a - b).abs()));
         // A key's bias shifts every score of a softmax alike: its gradient is zero but for rounding.
         assert!(largest > 0.0 && worst <= 2e-5 * largest.max(1e-3), "{name}: {worst} of {largest}");
+    }
+}
+
+#[test]
+fn bf16_is_near_single_precision_and_reaches_every_linear_map() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = config(&SmallCache::default().write(directory.path(), "cache"), Path::new("out"), &["--dropout", "0"]);
+    let step = steps::epoch_steps(&config, 0).unwrap().next().unwrap().unwrap();
+    let (single, single_gradients) = gradients(&config, &step, Precision::Single);
+    let (rounded, rounded_gradients) = gradients(&config, &step, Precision::Bf16);
+    assert!((single.total - rounded.total).abs() <= 1e-2 * single.total.abs(), "{single:?} and {rounded:?}");
+    let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|value| f64::from(value).powi(2)).sum::<f64>().sqrt();
+    for ((name, single), (_, rounded)) in single_gradients.iter().zip(&rounded_gradients) {
+        let distance = norm(&mut single.iter().zip(rounded).map(|(a, b)| a - b));
+        let length = norm(&mut single.iter().copied());
+        // A key's bias has no gradient but rounding.
+        assert!(distance > 0.0 && (distance <= 0.05 * length || name.contains("k_lin.bias")), "{name}: {distance} of {length}");
     }
 }
 
