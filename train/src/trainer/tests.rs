@@ -51,7 +51,7 @@ fn splitting_a_step_does_not_change_it() {
 fn bf16_is_near_single_precision_and_reaches_every_linear_map() {
     let directory = tempfile::tempdir().unwrap();
     let config = config(&SmallCache::default().write(directory.path(), "cache"), Path::new("out"), &["--dropout", "0"]);
-    let step = steps::epoch_steps(&config, 0).unwrap().next().unwrap().unwrap();
+    let (step, _) = steps::EpochSteps::new(&config, 0).unwrap().next().unwrap().unwrap();
     let (single, single_gradients) = gradients(&config, &step, Precision::Single);
     let (rounded, rounded_gradients) = gradients(&config, &step, Precision::Bf16);
     assert!((single.total - rounded.total).abs() <= 1e-2 * single.total.abs(), "{single:?} and {rounded:?}");
