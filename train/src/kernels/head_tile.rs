@@ -59,35 +59,45 @@ levelled! {
     }
 }
 
-/// Adds the bias, if there is one, and gives the largest logit.
+/// Adds the bias, if there is one, and gives the largest logit. Whole lanes stand apart from the rest: a loop of a known length vectorises.
 #[inline(always)]
 fn add_bias<T: Element>(logits: &mut [T], bias: &[T]) -> T {
+    let larger = |a: T, b: T| if b > a { b } else { a };
     let mut largest = [T::NEGATIVE_INFINITY; LANES];
+    let (chunks, rest) = logits.as_chunks_mut::<LANES>();
+    let (biases, last_biases) = bias.as_chunks::<LANES>();
     if bias.is_empty() {
-        for logits in logits.chunks(LANES) {
-            for (logit, largest) in logits.iter().zip(&mut largest) {
-                *largest = if *logit > *largest { *logit } else { *largest };
+        chunks.iter().for_each(|chunk| (0..LANES).for_each(|lane| largest[lane] = larger(largest[lane], chunk[lane])));
+        largest.iter_mut().zip(rest.iter()).for_each(|(largest, logit)| *largest = larger(*largest, *logit));
+    } else {
+        for (chunk, bias) in chunks.iter_mut().zip(biases) {
+            for lane in 0..LANES {
+                chunk[lane] += bias[lane];
+                largest[lane] = larger(largest[lane], chunk[lane]);
             }
         }
-    }
-    for (logits, bias) in logits.chunks_mut(LANES).zip(bias.chunks(LANES)) {
-        for ((logit, bias), largest) in logits.iter_mut().zip(bias).zip(&mut largest) {
+        for ((largest, logit), bias) in largest.iter_mut().zip(rest).zip(last_biases) {
             *logit += *bias;
-            *largest = if *logit > *largest { *logit } else { *largest };
+            *largest = larger(*largest, *logit);
         }
     }
-    largest.iter().fold(T::NEGATIVE_INFINITY, |a, b| if *b > a { *b } else { a })
+    largest.iter().fold(T::NEGATIVE_INFINITY, |a, b| larger(a, *b))
 }
 
 /// exp(factor (x - shift)) in place, and the sum.
 #[inline(always)]
 fn exponentials<T: Element>(values: &mut [T], shift: T, factor: T) -> T {
     let mut sums = [T::zero(); LANES];
-    for chunk in values.chunks_mut(LANES) {
-        for (value, sum) in chunk.iter_mut().zip(&mut sums) {
-            *value = ((*value - shift) * factor).exp();
-            *sum += *value;
+    let (chunks, rest) = values.as_chunks_mut::<LANES>();
+    for chunk in chunks {
+        for lane in 0..LANES {
+            chunk[lane] = ((chunk[lane] - shift) * factor).exp();
+            sums[lane] += chunk[lane];
         }
+    }
+    for (sum, value) in sums.iter_mut().zip(rest) {
+        *value = ((*value - shift) * factor).exp();
+        *sum += *value;
     }
     sums.iter().fold(T::zero(), |a, b| a + *b)
 }
