@@ -32,6 +32,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=8.0, help="about how long a round of one program takes")
+    parser.add_argument("--tuned-only", action="store_true", help="leave out PyTorch's modes with glibc's own malloc settings, which are slower")
     parser.add_argument("--bin", type=Path, default=Path("target/release"), help="where the two programs are")
     parser.add_argument("--work", type=Path, default=Path("target/bench"), help="models, caches and results")
     return parser.parse_args()

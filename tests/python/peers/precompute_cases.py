@@ -18,22 +18,25 @@ class Case:
     documents: int
     # Whether the Python peer, which asks about every position, does the same work.
     peer: bool = True
-    # Whether a run that stores no hidden states is timed as well: they are most of what is written.
-    without_states: bool = False
 
 
-FULL_ROWS = ["--min-tokens", "128", "--shard-sequences", "32"]
+# Rows of 128 tokens, of which nothing is padded, and shards that end often enough for what happens beside the teacher to happen in a short run.
+BASE = ["--min-tokens", "128", "--shard-sequences", "16"]
+SMALL = ["--min-tokens", "128", "--shard-sequences", "64"]
+NO_STATES = ["--hidden-layers", "none"]
 CASES = {
-    # Rows of 128 tokens, nothing padded.
-    "base": Case("models/base", "models/long.txt", FULL_ROWS, 5),
-    "small": Case("models/small", "models/long.txt", ["--min-tokens", "128", "--shard-sequences", "128"], 40, without_states=True),
+    "base": Case("models/base", "models/long.txt", BASE, 5),
+    "small": Case("models/small", "models/long.txt", SMALL, 40),
+    "demo": Case("data/teacher", "data/corpus/train.txt", ["--shard-sequences", "256"], 1500),
+    # The hidden states of the last layer, which a masked language model's students learn from by default, are most of what is written.
+    "base-no-states": Case("models/base", "models/long.txt", [*BASE, *NO_STATES], 5, peer=False),
+    "small-no-states": Case("models/small", "models/long.txt", [*SMALL, *NO_STATES], 40, peer=False),
+    "demo-no-states": Case("data/teacher", "data/corpus/train.txt", ["--shard-sequences", "256", *NO_STATES], 1500, peer=False),
     # Lengths of natural text.
-    "base-lines": Case("models/base", "models/lines.txt", ["--shard-sequences", "64"], 100),
-    "small-lines": Case("models/small", "models/lines.txt", ["--shard-sequences", "256"], 800),
-    "demo": Case("data/teacher", "data/corpus/train.txt", ["--shard-sequences", "256"], 1500, without_states=True),
+    "small-lines": Case("models/small", "models/lines.txt", ["--shard-sequences", "256"], 800, peer=False),
     # The masked 15 % asked, beside the bare run that computes the logits of every position.
-    "base-masked": Case("models/base", "models/long.txt", [*FULL_ROWS, "--positions", "masked"], 5, peer=False),
-    "small-masked": Case("models/small", "models/long.txt", ["--min-tokens", "128", "--shard-sequences", "128", "--positions", "masked"], 40, peer=False),
+    "base-masked": Case("models/base", "models/long.txt", [*BASE, "--positions", "masked"], 5, peer=False),
+    "small-masked": Case("models/small", "models/long.txt", [*SMALL, "--positions", "masked"], 40, peer=False),
 }
 
 
@@ -78,9 +81,6 @@ def measure(name: str, case: Case, options: argparse.Namespace) -> dict:
     if case.peer:
         peers.append(Peer("precompute_onnxruntime.py", arguments, options.threads))
         contenders.append(Contender("Python peer", lambda: peers[1].ask("pipeline"), " ".join(peers[1].command)))
-    if case.without_states:
-        flags = [*case.flags, "--hidden-layers", "none"]
-        contenders.append(Contender("precompute, no hidden states", lambda: ours(flags), " ".join(map(str, command(Path("OUT"), flags)))))
     for peer, word in zip(peers, ("bare", "pipeline")):
         # Loads the model, and the session finds out how much memory it needs.
         peer.ask(word)

@@ -84,7 +84,7 @@ def survey(options: argparse.Namespace, name: str, case: Case, cache: Path) -> d
     found = json.loads(kept.read_text()) if kept.exists() else {}
     for dtype, mode, tuned in MODES:
         label = name_of(mode, dtype, tuned)
-        if label in found:
+        if label in found or (options.tuned_only and not tuned):
             continue
         peer = torch_peer(options, case, cache, mode, dtype, tuned)
         # The second step of a compiled mode may compile again.
