@@ -11,7 +11,7 @@ fn every_query_of_the_readme_gives_the_output_beside_it() {
     let folder = tempfile::tempdir().expect("a temporary directory");
     let cache = folder.path().join("heldout-cache");
     let program = Program::precompute().arg("--teacher").arg(data("teacher")).arg("--corpus").arg(data("corpus/heldout.txt"));
-    program.arg("--out").arg(&cache).args("--quiet").run().success();
+    program.arg("--out").arg(&cache).args("--batch-tokens 4096 --quiet").run().success();
     Program::python("venv-readers", "readme_queries.py").arg(&cache).run().success();
 }
 

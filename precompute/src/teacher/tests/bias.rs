@@ -6,14 +6,14 @@ use super::*;
 fn the_product_and_the_bias_are_the_logits_to_the_bit() {
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data");
     let models = [
-        ("teacher", true),
+        ("teacher/model.onnx", true),
         ("golden/onnx/bert/torchscript-17.onnx", true),
         ("golden/onnx/bert/torchscript-11.onnx", true),
         ("golden/onnx/bert/half.onnx", false),
         ("golden/onnx/bert/dynamo.onnx", true),
-        ("golden/teachers/electra", true),
-        ("golden/teachers/gpt2", false),
-        ("golden/teachers/bert-tagger", false),
+        ("golden/teachers/electra/model.onnx", true),
+        ("golden/teachers/gpt2/model.onnx", false),
+        ("golden/teachers/bert-tagger/model.onnx", false),
     ];
     let runtime = runtime::load(None).unwrap();
     for (name, has_bias) in models {
