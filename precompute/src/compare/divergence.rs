@@ -159,7 +159,12 @@ mod tests {
             prop_assert!((whole.kl - exact).abs() < 2e-5 * (1.0 + exact), "{} and {exact}", whole.kl);
             prop_assert!(whole.outside < 1e-5);
             let part = compare([&a, &b], [&full, &spec(k, &[2.0, 1.0])], temperature);
-            prop_assert!(part.kl <= exact + 2e-5 * (1.0 + exact), "{} and {exact}", part.kl);
+            // The stored float32 numbers leave an uncertain 1e-6 of the mass outside, which weighs more the less of it there is.
+            let mut of_b: Vec<f64> = log_softmax(&b, f64::from(temperature)).into_iter().map(f64::exp).collect();
+            of_b.sort_by(f64::total_cmp);
+            let outside: f64 = of_b[..12 - k as usize].iter().sum();
+            let rounding = 2e-5 * (1.0 + exact) + 1e-6 / outside.max(SMALLEST_MASS);
+            prop_assert!(part.kl <= exact + rounding, "{} and {exact}", part.kl);
             let same = compare([&a, &a], [&full, &full], temperature);
             prop_assert!(same.kl < 1e-12 && same.same_top);
         }
