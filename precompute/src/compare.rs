@@ -1,7 +1,7 @@
 //! `precompute compare`: how far the answers of one cache are from those of another, position by position, as of an int8 export of a teacher from
 //! the float32 one. Both must hold the same rows and positions; they are read side by side, a row group at a time.
 //!
-//! What is measured, and why it is a lower bound, stands in [`divergence`]. Values that were rounded to float16 blur it by about 1e-4 nats.
+//! What is measured, and why it is a lower bound, stands in `compare/divergence.rs`. Values that were rounded to float16 blur it by about 1e-4 nats.
 //!
 //! `--out` writes this JSON:
 //!
