@@ -16,6 +16,7 @@
 //! Nothing here opens the corpus or a tokenizer's code or runs the teacher's graph (of which first weights may be read), and no setting is read once
 //! [`run`] has begun.
 
+pub mod allocator;
 pub mod batcher;
 pub mod checkpoint;
 pub mod cli;

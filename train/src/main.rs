@@ -11,11 +11,13 @@ use train::config::Config;
 use train::resume::as_typed;
 use train::trainer::StopSignal;
 
-/// Activations of a step are large and live briefly; an allocator that keeps freed pages saves clearing them again and again.
+/// Activations of a step are large and live briefly; an allocator that keeps freed pages saves clearing them again and again
+/// (see [`train::allocator`]).
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    train::allocator::keep_freed_pages();
     // candle adds gradients on a pool of its own, whose threads spin beside ours; our operations have their own threads.
     // SAFETY: no other thread exists yet that could read the environment.
     unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };

@@ -291,8 +291,10 @@ fn session_builder(runtime: &Runtime, threads: usize, provider: &str) -> ort::Re
     let builder = Session::builder(&runtime.environment)?
         .with_optimization_level(GraphOptimizationLevel::All)?
         .with_intra_threads(threads)?
-        // Spinning would keep a processor busy between batches that the tokenizer and the top-k need.
-        .with_intra_op_spinning(false)?;
+        // Threads of a run spin between its operators, since waking one costs as much as a small operator; between two runs they sleep, since the
+        // top-k needs their processors.
+        .with_intra_op_spinning(true)?
+        .with_config_entry("session.force_spinning_stop", "1")?;
     let cpu = ort::ep::CPU::default().with_arena_allocator(true).build().error_on_failure();
     match provider {
         #[cfg(feature = "cuda")]

@@ -18,6 +18,7 @@ use train::kernels::level::Level;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> Result<()> {
+    train::allocator::keep_freed_pages();
     // candle adds gradients on a pool of its own, whose workers spin; beside rayon's threads on the same cores that costs milliseconds for
     // every activation, and its adding is bound by memory anyway. The program does the same.
     // SAFETY: nothing else runs yet, and candle reads the variable on first use.

@@ -293,7 +293,7 @@ levelled! {
                 dropped.rate.factors(dropped.stream, block.first + r, &mut factors[..dropped.length]);
             }
             let here = r * block.row_width..r * block.row_width + block.width;
-            let mean = super::level::lane_sum(block.width, |i| context[here.start + i] * gradient[here.start + i]);
+            let mean = super::level::lane_sum_of_two(&context[here.clone()], &gradient[here], |context, gradient| context * gradient);
             let normaliser = normalisers[r];
             let whole = padded(seen);
             for ((score, slope), factor) in scores[..whole].iter_mut().zip(&mut slopes[..whole]).zip(factors.iter()) {

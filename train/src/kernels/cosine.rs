@@ -1,7 +1,7 @@
 //! 1 - cos against the teacher's last hidden state, over all rows of a batch.
 
 use super::element::Element;
-use super::level::{Level, lane_sum};
+use super::level::{Level, lane_sum, lane_sum_of_two};
 use super::precomputed::{Gradients, precomputed};
 use super::storage::{failure, filled_by_chunks, for_dtype, rows_and_width, with_slice};
 use crate::loss::cosine::Cosine;
@@ -40,9 +40,9 @@ levelled! {
     fn row<T>(hidden: &[T], teacher: &[f32], factor: f64, gradient: &mut [T]) -> f64 {
         let width = gradient.len();
         let (hidden, teacher) = (&hidden[..width], &teacher[..width]);
-        let both = lane_sum(width, |i| hidden[i] * T::from_f32(teacher[i]));
-        let student = lane_sum(width, |i| hidden[i] * hidden[i]);
-        let teacher_length = lane_sum(width, |i| T::from_f32(teacher[i]) * T::from_f32(teacher[i]));
+        let both = lane_sum_of_two(hidden, teacher, |hidden, teacher| hidden * T::from_f32(teacher));
+        let student = lane_sum(hidden, |hidden| hidden * hidden);
+        let teacher_length = lane_sum(teacher, |teacher| T::from_f32(teacher) * T::from_f32(teacher));
         let cosine = Cosine::new(both.to_f64(), student.to_f64(), teacher_length.to_f64());
         let (of_teacher, of_student) = (T::from_f64(factor * cosine.of_teacher), T::from_f64(factor * cosine.of_student));
         for i in 0..width {

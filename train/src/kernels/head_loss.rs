@@ -140,17 +140,18 @@ fn run<T: Element>(
     decoder.weight.with_value(|weight: &[T]| {
         with_bias(decoder.bias, |bias: &[T]| {
             let tiles = Tiles::new(decoder.weight.precision(), weight, bias, width);
-            let mut buffers = tiles.buffers(chunk, targets.k, tracked);
-            for first in (0..rows).step_by(chunk) {
-                let here = first * width..rows.min(first + chunk) * width;
-                let gradients = tracked.then(|| ChunkGradients {
-                    rows: &mut row_gradients[here.clone()],
-                    weight: &mut weight_gradient,
-                    bias: &mut bias_gradient,
-                    is_first: first == 0,
-                });
-                sums += tiles.run(&x[here.clone()], (targets, first), objective, &mut buffers, gradients);
-            }
+            tiles.with_buffers(chunk, targets.k, tracked, |buffers| {
+                for first in (0..rows).step_by(chunk) {
+                    let here = first * width..rows.min(first + chunk) * width;
+                    let gradients = tracked.then(|| ChunkGradients {
+                        rows: &mut row_gradients[here.clone()],
+                        weight: &mut weight_gradient,
+                        bias: &mut bias_gradient,
+                        is_first: first == 0,
+                    });
+                    sums += tiles.run(&x[here.clone()], (targets, first), objective, buffers, gradients);
+                }
+            });
         })
     })??;
     let mut parameters = vec![(decoder.weight.clone(), weight_gradient)];

@@ -37,7 +37,7 @@ levelled! {
         let largest = add_bias(row, bias);
         let mut sums = TileSums { largest, others: row.len() - stored.len(), ..TileSums::default() };
         if labelled {
-            sums.all = lane_sum(row.len(), |i| (row[i] - largest).exp());
+            sums.all = lane_sum(row, |logit| (logit - largest).exp());
         }
         if !objective.is_tempered() {
             return sums;
@@ -46,12 +46,12 @@ levelled! {
         kept.extend(stored.iter().map(|(id, _)| row[*id as usize - first]));
         if objective.sums_tempered() {
             stored.iter().for_each(|(id, _)| row[*id as usize - first] = largest);
-            sums.tempered = lane_sum(row.len(), |i| (row[i] - largest) * inverse_temperature);
+            sums.tempered = lane_sum(row, |logit| (logit - largest) * inverse_temperature);
         }
         // The stored ids are set aside, so that the sum over the others is a sum and not a difference.
         stored.iter().for_each(|(id, _)| row[*id as usize - first] = T::NEGATIVE_INFINITY);
         sums.outside = match labelled {
-            true => lane_sum(row.len(), |i| ((row[i] - largest) * inverse_temperature).exp()),
+            true => lane_sum(row, |logit| ((logit - largest) * inverse_temperature).exp()),
             false => exponentials(row, largest, inverse_temperature),
         };
         stored.iter().zip(kept.iter()).for_each(|((id, _), logit)| row[*id as usize - first] = *logit);

@@ -12,7 +12,9 @@ use super::level::Level;
 use super::matrix::{Matrix, Threads, multiply_in};
 use super::precision::Precision;
 use rayon::prelude::*;
+use std::any::Any;
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 /// Ids of a tile at most: 1,024 logits of 512 rows fill a second-level cache of 2 MB.
 const LARGEST_TILE: usize = 1024;
@@ -36,7 +38,8 @@ pub(crate) struct Tiles<'a, T> {
     level: Level,
 }
 
-/// Buffers for a chunk of rows.
+/// Buffers for a chunk of rows. They hold whatever the last chunk left in them, and may be longer than this one needs.
+#[derive(Default)]
 pub(crate) struct ChunkBuffers<T> {
     /// Tile after tile, `[rows, ids of the tile]` each.
     logits: Vec<T>,
@@ -59,6 +62,29 @@ pub(crate) struct ChunkGradients<'a, T> {
     /// `[vocabulary]`: added to.
     pub(crate) bias: &'a mut [T],
     pub(crate) is_first: bool,
+}
+
+/// Buffers between two steps: the logits are tens of megabytes, and a new buffer of that size costs as much to clear as a pass over them.
+static KEPT: Mutex<Vec<Box<dyn Any + Send>>> = Mutex::new(Vec::new());
+
+impl<T: Element> ChunkBuffers<T> {
+    fn kept() -> Self {
+        let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = kept.iter().position(|buffers| buffers.is::<Self>()).map(|index| kept.swap_remove(index));
+        found.and_then(|buffers| buffers.downcast().ok()).map_or_else(Self::default, |buffers| *buffers)
+    }
+
+    fn keep(self) {
+        KEPT.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(self));
+    }
+}
+
+fn at_least<V: Clone + Default>(buffer: &mut Vec<V>, length: usize) {
+    if buffer.len() < length {
+        // Nothing of what is there is worth copying into a longer one.
+        buffer.clear();
+        buffer.resize(length, V::default());
+    }
 }
 
 impl<'a, T: Element> Tiles<'a, T> {
@@ -90,16 +116,18 @@ impl<'a, T: Element> Tiles<'a, T> {
         rows * ids.start + row * ids.len() + (id - ids.start)
     }
 
-    /// Buffers for chunks of up to `rows`, with k stored ids each.
-    pub(crate) fn buffers(&self, rows: usize, k: usize, tracked: bool) -> ChunkBuffers<T> {
+    /// Lends buffers for chunks of up to `rows`, with k stored ids each.
+    pub(crate) fn with_buffers<R>(&self, rows: usize, k: usize, tracked: bool, borrow: impl FnOnce(&mut ChunkBuffers<T>) -> R) -> R {
         let groups = if tracked { self.count().div_ceil(self.tiles_per_group()) } else { 0 };
-        ChunkBuffers {
-            logits: vec![T::zero(); rows * self.vocabulary],
-            sums: vec![TileSums::default(); rows * self.count()],
-            kept: vec![T::zero(); rows * k],
-            stored: vec![(0, 0); rows * k],
-            row_gradients: vec![T::zero(); groups * rows * self.width],
-        }
+        let mut buffers = ChunkBuffers::kept();
+        at_least(&mut buffers.logits, rows * self.vocabulary);
+        at_least(&mut buffers.sums, rows * self.count());
+        at_least(&mut buffers.kept, rows * k);
+        at_least(&mut buffers.stored, rows * k);
+        at_least(&mut buffers.row_gradients, groups * rows * self.width);
+        let result = borrow(&mut buffers);
+        buffers.keep();
+        result
     }
 
     /// The losses of the rows `x` `[rows, width]`, whose targets begin at row `first`, and their gradients where they are wanted.

@@ -1,7 +1,7 @@
 //! The mean squared difference from the teacher's hidden states, over all rows of a batch.
 
 use super::element::Element;
-use super::level::{Level, lane_sum};
+use super::level::{Level, lane_sum_of_two};
 use super::precomputed::{Gradients, precomputed};
 use super::storage::{failure, filled_by_chunks, for_dtype, rows_and_width, with_slice};
 use candle_core::{Result, Tensor};
@@ -40,8 +40,8 @@ levelled! {
     fn row<T>(hidden: &[T], teacher: &[f32], factor: T, gradient: &mut [T]) -> f64 {
         let width = gradient.len();
         let (hidden, teacher) = (&hidden[..width], &teacher[..width]);
-        let square = lane_sum(width, |i| {
-            let difference = hidden[i] - T::from_f32(teacher[i]);
+        let square = lane_sum_of_two(hidden, teacher, |hidden, teacher| {
+            let difference = hidden - T::from_f32(teacher);
             difference * difference
         });
         for i in 0..width {

@@ -6,7 +6,7 @@
 
 use super::dropout::{Rate, RowDropout};
 use super::element::Element;
-use super::level::{Level, lane_sum};
+use super::level::{Level, lane_sum, lane_sum_of_three, lane_sum_of_two};
 use super::linear::{keep, taken};
 use super::parameter::Affine;
 use super::storage::{check_parameter, failure, filled_by_chunks, for_dtype, rows_and_width, slice_of, tensor_of, with_slice};
@@ -193,8 +193,8 @@ levelled! {
 fn moments_of<T: Element>(y: &[T], epsilon: T) -> Moments<T> {
     let width = y.len();
     let inverse_width = T::one() / T::from_f64(width as f64);
-    let mean = lane_sum(width, |i| y[i]) * inverse_width;
-    let variance = lane_sum(width, |i| (y[i] - mean) * (y[i] - mean)) * inverse_width;
+    let mean = lane_sum(y, |y| y) * inverse_width;
+    let variance = lane_sum(y, |y| (y - mean) * (y - mean)) * inverse_width;
     (mean, T::one() / (variance + epsilon).sqrt())
 }
 
@@ -232,8 +232,8 @@ levelled! {
             None => ds.iter_mut().zip(x).for_each(|(h, x)| *h = (*x - mean) * inverse_deviation),
         }
         let inverse_width = T::one() / T::from_f64(width as f64);
-        let mean_slope = lane_sum(width, |i| dy[i] * weight[i]) * inverse_width;
-        let mean_product = lane_sum(width, |i| dy[i] * weight[i] * ds[i]) * inverse_width;
+        let mean_slope = lane_sum_of_two(dy, weight, |dy, weight| dy * weight) * inverse_width;
+        let mean_product = lane_sum_of_three(dy, weight, ds, |dy, weight, h| dy * weight * h) * inverse_width;
         for i in 0..width {
             let h = ds[i];
             weight_sum[i] += dy[i] * h;

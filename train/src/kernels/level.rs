@@ -4,6 +4,8 @@
 //! target has by default. Lanes have the same number everywhere and products are not contracted into fused multiply-adds, so that the three
 //! give the same bits; only the GEMM underneath differs between processors.
 
+use super::element::Element;
+
 /// Lanes of a reduction: the same on every level, so that sums do not depend on the processor.
 pub(crate) const LANES: usize = 16;
 
@@ -74,18 +76,38 @@ impl Level {
     }
 }
 
-/// The sum of `term(i)` over a row, in lanes whose number does not depend on the processor.
+/// The sum of `term` over the numbers of a row, in lanes whose number does not depend on the processor.
 #[inline(always)]
-pub(crate) fn lane_sum<T: super::element::Element>(width: usize, term: impl Fn(usize) -> T) -> T {
+pub(crate) fn lane_sum<T: Element, A: Copy>(a: &[A], term: impl Fn(A) -> T) -> T {
+    lane_sum_of_three(a, a, a, |a, _, _| term(a))
+}
+
+/// [`lane_sum`] over two rows of one width, number by number.
+///
+/// # Panics
+/// If the widths differ.
+#[inline(always)]
+pub(crate) fn lane_sum_of_two<T: Element, A: Copy, B: Copy>(a: &[A], b: &[B], term: impl Fn(A, B) -> T) -> T {
+    lane_sum_of_three(a, b, b, |a, b, _| term(a, b))
+}
+
+/// [`lane_sum`] over three rows of one width, number by number. Whole lanes stand apart from the rest: a loop of a known length over arrays
+/// vectorises, one over checked places does not.
+///
+/// # Panics
+/// If the widths differ.
+#[inline(always)]
+pub(crate) fn lane_sum_of_three<T: Element, A: Copy, B: Copy, C: Copy>(a: &[A], b: &[B], c: &[C], term: impl Fn(A, B, C) -> T) -> T {
+    assert!(a.len() == b.len() && a.len() == c.len(), "rows of {}, {} and {} numbers", a.len(), b.len(), c.len());
     let mut lanes = [T::zero(); LANES];
-    let whole = width / LANES * LANES;
-    for first in (0..whole).step_by(LANES) {
-        for (lane, sum) in lanes.iter_mut().enumerate() {
-            *sum += term(first + lane);
+    let ((a, last_a), (b, last_b), (c, last_c)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>(), c.as_chunks::<LANES>());
+    for ((a, b), c) in a.iter().zip(b).zip(c) {
+        for lane in 0..LANES {
+            lanes[lane] += term(a[lane], b[lane], c[lane]);
         }
     }
-    for (lane, i) in (whole..width).enumerate() {
-        lanes[lane] += term(i);
+    for (((lane, a), b), c) in lanes.iter_mut().zip(last_a).zip(last_b).zip(last_c) {
+        *lane += term(*a, *b, *c);
     }
     lanes.iter().fold(T::zero(), |sum, lane| sum + *lane)
 }

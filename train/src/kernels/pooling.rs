@@ -1,7 +1,7 @@
 //! One vector for each sequence: the states of its tokens pooled, and scaled to length 1.
 
 use super::element::Element;
-use super::level::{Level, lane_sum};
+use super::level::{Level, lane_sum_of_two};
 use super::packing::Packing;
 use super::storage::{failure, filled_by_chunks, for_dtype, rows_and_width, slice_of, tensor_of, with_slice};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
@@ -159,8 +159,7 @@ fn length<T: Element>(level: Level, x: &[T]) -> (f64, bool) {
 
 levelled! {
     fn dot<T>(a: &[T], b: &[T]) -> f64 {
-        let b = &b[..a.len()];
-        lane_sum(a.len(), |i| a[i] * b[i]).to_f64()
+        lane_sum_of_two(a, &b[..a.len()], |a, b| a * b).to_f64()
     }
 }
 

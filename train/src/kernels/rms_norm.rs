@@ -4,7 +4,7 @@
 //! A row's r is kept; h is computed again from x, which candle keeps anyway.
 
 use super::element::Element;
-use super::level::{Level, lane_sum};
+use super::level::{Level, lane_sum, lane_sum_of_three};
 use super::linear::{keep, taken};
 use super::parameter::ParameterRef;
 use super::storage::{check_parameter, filled_by_chunks, for_dtype, rows_and_width, slice_of, tensor_of, with_slice};
@@ -76,7 +76,7 @@ levelled! {
     fn normalise<T>(x: &[T], weight: &[T], epsilon: T, y: &mut [T]) -> T {
         let width = y.len();
         let (x, weight) = (&x[..width], &weight[..width]);
-        let mean_square = lane_sum(width, |i| x[i] * x[i]) / T::from_f64(width as f64);
+        let mean_square = lane_sum(x, |x| x * x) / T::from_f64(width as f64);
         let inverse_root = T::one() / (mean_square + epsilon).sqrt();
         for i in 0..width {
             y[i] = x[i] * inverse_root * weight[i];
@@ -90,7 +90,7 @@ levelled! {
     fn differentiate<T>(dy: &[T], x: &[T], weight: &[T], inverse_root: T, dx: &mut [T], sums: &mut [T]) {
         let width = dx.len();
         let (dy, x, weight, sums) = (&dy[..width], &x[..width], &weight[..width], &mut sums[..width]);
-        let mean_product = lane_sum(width, |i| dy[i] * weight[i] * (x[i] * inverse_root)) / T::from_f64(width as f64);
+        let mean_product = lane_sum_of_three(dy, weight, x, |dy, weight, x| dy * weight * (x * inverse_root)) / T::from_f64(width as f64);
         for i in 0..width {
             let h = x[i] * inverse_root;
             sums[i] += dy[i] * h;
