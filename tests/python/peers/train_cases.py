@@ -3,6 +3,7 @@
 import argparse
 import json
 import shutil
+import statistics
 import sys
 from dataclasses import dataclass, field
 from itertools import product
@@ -136,11 +137,19 @@ def against_torch(name: str, case: Case, options: argparse.Namespace) -> dict:
 
 
 def masked_against_all(name: str, case: Case, options: argparse.Namespace) -> dict:
-    """The same step where the masked positions alone have targets."""
+    """The same step where the masked positions alone have targets: with the hidden states' part of the loss, which asks for every row of the last
+    layer, and without it. The first contender's ratios are to the others."""
     caches = {positions: cache_of(name, case, options, positions) for positions in ("tokens", "masked")}
     contenders = []
-    for positions, cache in reversed(caches.items()):
-        steps = max(2, round(options.seconds / 0.7))
-        shown = " ".join(map(str, command(options, case, cache, Path("OUT"), steps, [])))
-        contenders.append(Contender(f"train, {positions} asked", lambda cache=cache, steps=steps: ours(options, case, cache, steps, []), shown))
-    return compare(contenders, interleave(contenders, options.rounds, []))
+    for loss, flags in (("", []), (", no hidden states", ["--loss", "ce=5,mlm=2"])):
+        for positions, cache in reversed(caches.items()):
+            steps = max(2, round(options.seconds / 0.7))
+            shown = " ".join(map(str, command(options, case, cache, Path("OUT"), steps, flags)))
+            run = lambda cache=cache, steps=steps, flags=flags: ours(options, case, cache, steps, flags)
+            contenders.append(Contender(f"train, {positions} asked{loss}", run, shown))
+    result = compare(contenders, interleave(contenders, options.rounds, []))
+    for masked, every in (contenders[:2], contenders[2:]):
+        cost = statistics.median(every.rates) / statistics.median(masked.rates)
+        result[f"cost_of_{masked.name}"] = cost
+        print(f"  {masked.name}: {cost:.2f} of a step with every position asked", file=sys.stderr, flush=True)
+    return result
