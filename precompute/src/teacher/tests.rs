@@ -237,7 +237,7 @@ fn inputs_that_cannot_be_filled_and_unknown_providers_are_refused() {
         assert!(error.contains(to) && error.contains("input_ids"), "{error}");
     }
     let prepared = prepare(&files(root().join("bert/dynamo.onnx")), &HiddenLayers::None, &BTreeMap::new()).unwrap();
-    let error = Teacher::open(&runtime::load(None).unwrap(), prepared, 1, "cuda").err().unwrap();
+    let error = Teacher::open(&runtime::load(None).unwrap(), prepared, 1, "abacus").err().unwrap();
     assert_eq!(error.exit_code(), 2);
     assert!(error.to_string().starts_with("--provider") && error.to_string().contains("cpu"), "{error}");
 }
