@@ -10,6 +10,9 @@ use std::path::Path;
 /// A tensor's name and shape.
 pub type Named = (String, Vec<usize>);
 
+/// Values that are turned into bytes together: 1 MiB of them.
+const VALUES_AT_A_TIME: usize = 1 << 18;
+
 /// Publishes a file at `path`: header (its length in 8 bytes, JSON, padded to a multiple of 8), then the values in the order of `tensors`,
 /// little-endian. `values(i)` gives those of tensor i, row-major, as many as its shape has.
 ///
@@ -32,14 +35,18 @@ pub fn write_tensors(path: &Path, tensors: &[Named], mut values: impl FnMut(usiz
         let mut write = |bytes: &[u8]| file.write_all(bytes).map_err(Error::io("write", path));
         write(&(header.len() as u64).to_le_bytes())?;
         write(&header)?;
+        let mut bytes = Vec::with_capacity(VALUES_AT_A_TIME * size_of::<f32>());
         for (i, (name, shape)) in tensors.iter().enumerate() {
             let values = values(i)?;
             if values.len() != elements(shape) {
                 return Err(Error::invalid(name, format!("{} values", elements(shape)), values.len().to_string()));
             }
-            let mut bytes = Vec::with_capacity(size_of_val(values.as_slice()));
-            values.iter().for_each(|value| bytes.extend_from_slice(&value.to_le_bytes()));
-            write(&bytes)?;
+            // Some at a time: an embedding table a second time in memory would be the peak of a whole training.
+            for values in values.chunks(VALUES_AT_A_TIME) {
+                bytes.clear();
+                values.iter().for_each(|value| bytes.extend_from_slice(&value.to_le_bytes()));
+                write(&bytes)?;
+            }
         }
         Ok(())
     })
