@@ -71,6 +71,8 @@ pub struct Config {
     pub(crate) objective: Objective,
     /// Which hidden states are compared; none where no part of the objective does.
     pub(crate) hidden_pairs: Vec<HiddenPair>,
+    /// Steps from one over the whole vocabulary to the next.
+    pub(crate) full_vocabulary_every: u64,
     pub(crate) duration: Duration,
     pub(crate) batch_tokens: u64,
     pub(crate) accumulate: u64,
@@ -111,6 +113,7 @@ impl Config {
         check_numbers(optimisation)?;
         let precision = Precision::check(&optimisation.dtype)?;
         let counts = [
+            ("--full-vocabulary-every", Some(taught.full_vocabulary_every)),
             ("--log-every", Some(machine.log_every)),
             ("--eval-every", machine.eval_every),
             ("--checkpoint-every", checkpoints.checkpoint_every),
@@ -143,6 +146,7 @@ impl Config {
             temperature,
             objective,
             hidden_pairs,
+            full_vocabulary_every: taught.full_vocabulary_every,
             duration,
             batch_tokens: optimisation.batch_tokens,
             accumulate: optimisation.accumulate,

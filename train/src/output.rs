@@ -17,7 +17,8 @@ pub const RUN_FILE: &str = "run.json";
 /// not what a run of that length from the start would give; the others change no bit of the student.
 pub const MAY_CHANGE: [&str; 4] = ["epochs", "steps", "log-every", "eval-every"];
 
-const RECORD_VERSION: u32 = 1;
+/// 2 since `init-from` stands for the values taken, not for the whole file.
+const RECORD_VERSION: u32 = 2;
 
 /// What a directory was trained with, and how far.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -116,11 +117,11 @@ pub fn examine(directory: &Path, settings: &BTreeMap<String, String>) -> Result<
         other => other.map_err(Error::io("read", &path))?,
     };
     let record = RunRecord::parse(&text, &path)?;
-    refuse_other_settings(directory, &record.settings, settings)?;
     if record.record_version != RECORD_VERSION {
         let remedy = "use the program that began it, or choose another --out";
         return Err(Error::data(path, "record_version", RECORD_VERSION.to_string(), record.record_version.to_string(), remedy));
     }
+    refuse_other_settings(directory, &record.settings, settings)?;
     let same = |name: &str| record.settings.get(name) == settings.get(name);
     let same_length = same("epochs") && same("steps");
     Ok(if record.finished { Occupancy::Finished { steps: record.completed_steps, same_length } } else { Occupancy::Unfinished })

@@ -221,6 +221,8 @@ impl<'a> Run<'a> {
         let dropout = self.student.dropout_plan(self.config.seed, number);
         let temperature = f64::from(self.config.temperature);
         let objective = StepObjective::new(&self.config.objective, (number, self.plan.steps), temperature, step.normalisers());
+        // The last step of each turn is the exact one.
+        let objective = objective.with_few_ids(!(number + 1).is_multiple_of(self.config.full_vocabulary_every));
         let passes = accumulate_gradients((self.student, &self.hidden), step, &objective, &dropout)?;
         let update_at = Instant::now();
         let clipped = measure(&self.trainable, self.config.clip).map_err(failed("gradient norm"))?;

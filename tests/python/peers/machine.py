@@ -13,24 +13,35 @@ PACKAGES = ("onnxruntime", "torch", "transformers", "pyarrow", "numpy")
 
 def describe(repository: Path) -> dict:
     """Processor, its vector instructions, memory, versions, and the commit with a `+` where files differ from it."""
-    fields = {}
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        name, _, value = line.partition(":")
-        fields.setdefault(name.strip(), value.strip())
-    flags = set(fields.get("flags", "").split())
+    fields = processor()
     memory = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal:"))
     commit = run(["git", "rev-parse", "--short=10", "HEAD"], repository)
     changed = run(["git", "status", "--porcelain", "--untracked-files=no"], repository)
     return {
         "processor": f"{fields.get('model name', platform.machine())}, family {fields.get('cpu family')} model {fields.get('model')}",
         "cores": len(os.sched_getaffinity(0)),
-        "vectors": [flag for flag in VECTOR_FLAGS if flag in flags],
+        "vectors": vectors(),
         "memory_gb": round(int(memory.split()[1]) / 1e6, 1),
         "system": f"{platform.system()} {platform.release()}",
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "rustc": run(["rustc", "--version"], repository),
         "commit": commit + ("+" if changed else ""),
     }
+
+
+def processor() -> dict:
+    """The first processor's fields."""
+    fields = {}
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip(), value.strip())
+    return fields
+
+
+def vectors() -> list[str]:
+    """Which of `VECTOR_FLAGS` the processor has."""
+    flags = processor().get("flags", "").split()
+    return [flag for flag in VECTOR_FLAGS if flag in flags]
 
 
 def run(command: list[str], directory: Path) -> str:

@@ -37,6 +37,9 @@ CASES = {
     # The masked 15 % asked, beside the bare run that computes the logits of every position.
     "base-masked": Case("models/base", "models/long.txt", [*BASE, "--positions", "masked"], 5, peer=False),
     "small-masked": Case("models/small", "models/long.txt", [*SMALL, "--positions", "masked"], 40, peer=False),
+    # Without hidden states of the last layer, all of it but its attention is left to the asked positions too.
+    "base-masked-no-states": Case("models/base", "models/long.txt", [*BASE, *NO_STATES, "--positions", "masked"], 5, peer=False),
+    "small-masked-no-states": Case("models/small", "models/long.txt", [*SMALL, *NO_STATES, "--positions", "masked"], 40, peer=False),
 }
 
 

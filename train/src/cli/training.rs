@@ -136,6 +136,10 @@ pub struct ObjectiveArguments {
     /// [default: all]
     #[arg(long, value_name = "K")]
     pub top_k: Option<usize>,
+    /// Steps from one that counts every id of the vocabulary to the next; those between count the ids alone that their micro-batch stores or
+    /// answers with, which makes them cheaper where the vocabulary is large, and an approximation. 1: every step is exact
+    #[arg(long, value_name = "STEPS", default_value_t = 1)]
+    pub full_vocabulary_every: u64,
 }
 
 /// The optimiser and its schedule.

@@ -6,8 +6,8 @@ use crate::batcher::Duration;
 use crate::kernels::Precision;
 use crate::loss::hidden_map::HiddenMap;
 use crate::output::content;
+use crate::student::FirstValues;
 use logitcache::error::{Error, Result};
-use logitcache::fingerprint::Fingerprint;
 use logitcache::target::Task;
 use std::collections::BTreeMap;
 
@@ -64,7 +64,7 @@ impl Config {
             Initialisation::Teacher { path, first } => {
                 set("init-widths", &first.widths);
                 set("init-layers", &first.layers.iter().flatten().map(usize::to_string).collect::<Vec<_>>().join(","));
-                set("init-from", &Fingerprint::of_file(path)?)
+                set("init-from", &FirstValues::open(path, student, first)?.digest(student)?)
             }
         };
         set("temperature", &self.temperature);
@@ -72,6 +72,9 @@ impl Config {
         set("loss", &self.objective);
         if !self.hidden_pairs.is_empty() {
             set("hidden-map", &HiddenMap::Pairs(self.hidden_pairs.clone()));
+        }
+        if self.full_vocabulary_every > 1 {
+            set("full-vocabulary-every", &self.full_vocabulary_every);
         }
         match self.duration {
             Duration::Epochs(epochs) => set("epochs", &epochs),

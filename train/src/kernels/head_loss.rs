@@ -4,6 +4,7 @@
 //! through the decoder (see `head_tiles`); nothing of `[rows, vocabulary]` is ever whole in memory.
 
 use super::element::Element;
+use super::head_ids::FewIds;
 use super::head_objectives::RowObjectives;
 use super::head_row::{RowLosses, RowObjective};
 use super::head_tiles::{ChunkGradients, Tiles};
@@ -71,16 +72,24 @@ fn decoded_loss(rows: &Tensor, decoder: Decoder<'_>, targets: &HeadTargets<'_>, 
         (_, true) => Part::Gold,
         _ => Part::Mlm,
     };
+    let few = if step.few_ids { FewIds::of(targets, vocabulary) } else { None };
+    let counted = few.as_ref().map_or(vocabulary, FewIds::count);
     let objective = RowObjective {
         inverse_temperature: 1.0 / temperature,
         ce: weights.get(Part::Ce) * temperature / normalisers.asked.max(1) as f64,
         label_part: of_labels,
         label: weights.get(of_labels) / normalisers.labelled.max(1) as f64,
         whole: targets.k == vocabulary,
-        others: RowObjectives::new(step, vocabulary - targets.k),
+        others: RowObjectives::new(step, counted - targets.k),
     };
     for_dtype!("head_loss", rows.dtype(), T => {
-        let (sums, gradients) = with_slice("head_loss", rows, |x: &[T]| run(x, width, decoder, targets, &objective, rows.track_op()))??;
+        let (sums, gradients) = with_slice("head_loss", rows, |x: &[T]| {
+            let decoded = DecodedRows { x, width, decoder, objective: &objective, tracked: rows.track_op() };
+            match &few {
+                Some(few) => decoded.run_few(targets, few),
+                None => decoded.run(targets),
+            }
+        })??;
         let count = |part| if part == of_labels { normalisers.labelled } else { normalisers.asked };
         let values = Part::ALL.map(|part| part.temperature_factor(temperature) * sums.get(part) / count(part).max(1) as f64);
         let parts = LossParts::new(&weights, values);
@@ -120,43 +129,74 @@ fn rows_per_chunk(rows: usize, vocabulary: usize) -> usize {
     rows.div_ceil(rows.div_ceil(most).max(1)).max(1)
 }
 
-fn run<T: Element>(
-    x: &[T],
+/// Rows, what maps them to logits, and what they are taught.
+struct DecodedRows<'a, T> {
+    /// `[rows, width]`.
+    x: &'a [T],
     width: usize,
-    decoder: Decoder<'_>,
-    targets: &HeadTargets<'_>,
-    objective: &RowObjective,
+    decoder: Decoder<'a>,
+    objective: &'a RowObjective,
     tracked: bool,
-) -> Result<(RowLosses, Option<Gradients<T>>)> {
-    let (rows, vocabulary) = (x.len() / width, decoder.weight.elements() / width);
-    if rows == 0 {
-        return Ok((RowLosses::default(), tracked.then(|| Gradients { activation: Vec::new(), parameters: Vec::new() })));
+}
+
+impl<T: Element> DecodedRows<'_, T> {
+    /// Over the whole vocabulary.
+    fn run(&self, targets: &HeadTargets<'_>) -> Result<(RowLosses, Option<Gradients<T>>)> {
+        let Decoder { weight, bias } = self.decoder;
+        let mut dw: Vec<T> = if self.tracked && !self.x.is_empty() { weight.gradient_buffer()? } else { Vec::new() };
+        let (losses, dx, db) =
+            weight.with_value(|weight: &[T]| with_bias(bias, |bias: &[T]| self.over(weight, bias, targets, &mut dw)))??;
+        Ok((losses, self.tracked.then(|| self.gradients(dx, dw, db))))
     }
-    let chunk = rows_per_chunk(rows, vocabulary);
-    let mut sums = RowLosses::default();
-    let mut row_gradients = vec![T::zero(); if tracked { x.len() } else { 0 }];
-    let mut weight_gradient: Vec<T> = if tracked { decoder.weight.gradient_buffer()? } else { Vec::new() };
-    let mut bias_gradient = vec![T::zero(); vocabulary];
-    decoder.weight.with_value(|weight: &[T]| {
-        with_bias(decoder.bias, |bias: &[T]| {
-            let tiles = Tiles::new(decoder.weight.precision(), weight, bias, width);
-            tiles.with_buffers(chunk, targets.k, tracked, |buffers| {
-                for first in (0..rows).step_by(chunk) {
-                    let here = first * width..rows.min(first + chunk) * width;
-                    let gradients = tracked.then(|| ChunkGradients {
-                        rows: &mut row_gradients[here.clone()],
-                        weight: &mut weight_gradient,
-                        bias: &mut bias_gradient,
-                        is_first: first == 0,
-                    });
-                    sums += tiles.run(&x[here.clone()], (targets, first), objective, buffers, gradients);
-                }
-            });
-        })
-    })??;
-    let mut parameters = vec![(decoder.weight.clone(), weight_gradient)];
-    parameters.extend(decoder.bias.map(|bias| (bias.clone(), bias_gradient)));
-    Ok((sums, tracked.then_some(Gradients { activation: row_gradients, parameters })))
+
+    /// Over `few` of the vocabulary's ids: the others' gradients are 0.
+    fn run_few(&self, targets: &HeadTargets<'_>, few: &FewIds) -> Result<(RowLosses, Option<Gradients<T>>)> {
+        let (Decoder { weight, bias }, width) = (self.decoder, self.width);
+        let taken = weight.with_value(|weight: &[T]| few.gather(weight, width))?;
+        let taken_bias = with_bias(bias, |bias: &[T]| if bias.is_empty() { Vec::new() } else { few.gather(bias, 1) })?;
+        let mut of_taken = vec![T::zero(); if self.tracked { taken.len() } else { 0 }];
+        let (losses, dx, of_bias) = self.over(&taken, &taken_bias, &few.targets(targets), &mut of_taken);
+        if !self.tracked {
+            return Ok((losses, None));
+        }
+        let mut dw: Vec<T> = weight.gradient_buffer()?;
+        few.scatter(&of_taken, width, &mut dw);
+        let mut db = vec![T::zero(); weight.elements() / width];
+        few.scatter(&of_bias, 1, &mut db);
+        Ok((losses, Some(self.gradients(dx, dw, db))))
+    }
+
+    /// Losses, gradient of the rows and of the bias under `weight` `[ids, width]` and `bias` `[ids]` or empty; `dw` is written.
+    fn over(&self, weight: &[T], bias: &[T], targets: &HeadTargets<'_>, dw: &mut [T]) -> (RowLosses, Vec<T>, Vec<T>) {
+        let (width, tracked) = (self.width, self.tracked);
+        let (rows, ids) = (self.x.len() / width, weight.len() / width);
+        let (mut losses, mut db) = (RowLosses::default(), vec![T::zero(); ids]);
+        let mut dx = vec![T::zero(); if tracked { self.x.len() } else { 0 }];
+        if rows == 0 {
+            return (losses, dx, db);
+        }
+        let chunk = rows_per_chunk(rows, ids);
+        let tiles = Tiles::new(self.decoder.weight.precision(), weight, bias, width);
+        tiles.with_buffers(chunk, targets.k, tracked, |buffers| {
+            for first in (0..rows).step_by(chunk) {
+                let here = first * width..rows.min(first + chunk) * width;
+                let gradients =
+                    tracked.then(|| ChunkGradients { rows: &mut dx[here.clone()], weight: &mut *dw, bias: &mut db, is_first: first == 0 });
+                losses += tiles.run(&self.x[here.clone()], (targets, first), self.objective, buffers, gradients);
+            }
+        });
+        (losses, dx, db)
+    }
+
+    /// None of any parameter where there is no row.
+    fn gradients(&self, activation: Vec<T>, dw: Vec<T>, db: Vec<T>) -> Gradients<T> {
+        if activation.is_empty() {
+            return Gradients { activation, parameters: Vec::new() };
+        }
+        let mut parameters = vec![(self.decoder.weight.clone(), dw)];
+        parameters.extend(self.decoder.bias.map(|bias| (bias.clone(), db)));
+        Gradients { activation, parameters }
+    }
 }
 
 /// Reads a bias; none is empty.

@@ -37,7 +37,7 @@ pub(crate) struct RowObjectives {
 impl RowObjectives {
     /// The parts of `step` for rows with `others` ids that are not stored; none where `ce` with the ghost and `mlm` are all there is.
     pub(crate) fn new(step: &StepObjective, others: usize) -> Option<Self> {
-        let StepObjective { objective, weights, temperature, normalisers } = step;
+        let StepObjective { objective, weights, temperature, normalisers, .. } = step;
         let asked = normalisers.asked.max(1) as f64;
         let divergence = |part: Part| Divergence {
             part,

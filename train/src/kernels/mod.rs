@@ -53,6 +53,7 @@ pub mod encoder_block;
 pub mod gated;
 pub mod gather_rows;
 mod gemm;
+mod head_ids;
 pub mod head_loss;
 mod head_objectives;
 mod head_row;

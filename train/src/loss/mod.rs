@@ -90,6 +90,8 @@ pub struct StepObjective {
     pub temperature: f64,
     /// The counts of the whole step.
     pub normalisers: Normalisers,
+    /// Whether ids that no row of a micro-batch stores or answers with are left out of its distributions.
+    pub few_ids: bool,
 }
 
 impl StepObjective {
@@ -99,7 +101,12 @@ impl StepObjective {
         if normalisers.labelled == 0 {
             weights.0[Part::Gold as usize] = 0.0;
         }
-        Self { objective: *objective, weights, temperature, normalisers }
+        Self { objective: *objective, weights, temperature, normalisers, few_ids: false }
+    }
+
+    /// The same step over the ids alone that its micro-batches store or answer with.
+    pub fn with_few_ids(self, few_ids: bool) -> Self {
+        Self { few_ids, ..self }
     }
 }
 

@@ -3,8 +3,9 @@
 use super::config::StudentConfig;
 use super::decoder::DecoderTensors;
 use super::init::{FirstWeights, TeacherTensors};
-use super::layout::ParameterSpec;
+use super::layout::{ParameterSpec, layout};
 use logitcache::error::Result;
+use logitcache::fingerprint::{Fingerprint, Hasher};
 use std::path::Path;
 
 /// A teacher's file, ready to give each parameter its first values.
@@ -44,5 +45,20 @@ impl FirstValues {
             Self::Encoder(tensors) => tensors.values(parameter),
             Self::Decoder(tensors) => tensors.values(parameter),
         }
+    }
+
+    /// The digest of all first values of `student`: of what is taken, whatever else the file holds. A file's own digest would read all of it.
+    ///
+    /// # Errors
+    /// As [`values`](Self::values).
+    pub fn digest(&mut self, student: &StudentConfig) -> Result<Fingerprint> {
+        let (mut hasher, mut bytes) = (Hasher::new(), Vec::new());
+        for parameter in layout(student) {
+            bytes.clear();
+            bytes.extend(self.values(&parameter)?.iter().flat_map(|value| value.to_le_bytes()));
+            hasher.update_part(parameter.name.as_bytes());
+            hasher.update_part(&bytes);
+        }
+        Ok(hasher.finish())
     }
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::batcher::Batch;
-use crate::student::{LayerPart, Student, layout};
+use crate::student::{FirstValues, LayerPart, Student, layout};
 use candle_core::DType;
 use logitcache::seed::{Purpose, RandomStream};
 use logitcache::target::{Problem, Task};
@@ -392,4 +392,13 @@ fn models_without_a_head_or_in_a_wrapper_are_read_under_their_familys_names() {
             assert_eq!(found, expected, "{family} {prefix}");
         }
     }
+}
+
+#[test]
+fn the_digest_is_of_what_is_taken_alone() {
+    let (_directory, path) = teacher(Family::Bert, 4, |name| name);
+    let digest = |chosen: &[usize]| FirstValues::open(&path, &config(2), &layers(chosen)).unwrap().digest(&config(2));
+    assert_eq!(digest(&[0, 3]).unwrap(), digest(&[0, 3]).unwrap(), "layer 2 cannot be read, and is not");
+    assert_ne!(digest(&[0, 3]).unwrap(), digest(&[0, 1]).unwrap());
+    assert!(digest(&[0, 2]).is_err());
 }
