@@ -12,6 +12,9 @@ const RANDOM: &str = "--layers 1 --hidden-size 64 --heads 4 --feed-forward 128";
 /// The same, its embeddings and its layer both compared with the teacher's last layer.
 const NARROW_MAPPED: &str = "--layers 1 --hidden-size 64 --heads 4 --feed-forward 128 --hidden-map 0:12,1:12";
 
+/// The same, of which most steps count the ids alone that their rows store or answer with.
+const FEW_IDS: &str = "--layers 1 --hidden-size 64 --heads 4 --feed-forward 128 --full-vocabulary-every 8";
+
 /// One layer as wide as the teacher's, from its first.
 const FROM_TEACHER: &str = "--layers 1 --init-layers 0";
 
@@ -57,6 +60,7 @@ const MIXED: &[Case] = &[
     ("cos=1,ce=1", FROM_TEACHER, USUAL),
     ("cos=1,ce=1", RANDOM, USUAL),
     ("hidden-mse=1,ce=1", NARROW_MAPPED, USUAL),
+    ("ce=1,mlm=2", FEW_IDS, USUAL),
     ("ce=1,mlm=2:schedule=linear:end=0.5,tvd=1:schedule=wsd:warmup=0.2:decay=0.3", RANDOM, USUAL),
 ];
 

@@ -234,6 +234,7 @@ fn another_run_is_refused_and_what_may_change_is_not() {
         (&["--layers", "2"], ["--layers was 1, now 2", "choose another --out"]),
         (&["--batch-tokens", "64"], ["--batch-tokens was 128, now 64", "choose another --out"]),
         (&["--learning-rate", "1e-4"], ["--learning-rate was 0.0005, now 0.0001", "choose another --out"]),
+        (&["--full-vocabulary-every", "8"], ["--full-vocabulary-every was not given, now 8", "choose another --out"]),
     ] {
         let error = place.run("other", extra).unwrap_err();
         assert_eq!(error.exit_code(), 2);

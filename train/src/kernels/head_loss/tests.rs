@@ -55,9 +55,12 @@ impl Example {
         affines(&wrapped)[0].clone()
     }
 
+    fn step(&self, loss: &str) -> StepObjective {
+        StepObjective::new(&loss.parse().unwrap(), (0, 1), 2.0, self.normalisers())
+    }
+
     fn run(&self, rows: &Tensor, decoder: &Affine, loss: &str) -> Result<(Tensor, LossParts)> {
-        let step = StepObjective::new(&loss.parse().unwrap(), (0, 1), 2.0, self.normalisers());
-        head_loss(rows, decoder, &self.targets(), &step)
+        head_loss(rows, decoder, &self.targets(), &self.step(loss))
     }
 
     /// ce and mlm.
@@ -208,13 +211,61 @@ fn without_a_bias_it_is_a_bias_of_zeros() {
         let mut example = example(case);
         example.decoder[1] = example.decoder[1].zeros_like().unwrap();
         for loss in ["ce=5,mlm=2", "ce=1:tail=zero,jsd=1", "mlm=1"] {
-            let step = StepObjective::new(&loss.parse().unwrap(), (0, 1), 2.0, example.normalisers());
+            let step = example.step(loss);
             let run = |x: &[Tensor], p: &[ParameterRef]| Ok(head_loss_without_bias(&x[0], &p[0], &example.targets(), &step)?.0);
             let (_, expected) = example.run(&example.rows, &example.wrapped(), loss).unwrap();
             let (_, found) = head_loss_without_bias(&example.rows, &example.wrapped().weight, &example.targets(), &step).unwrap();
             assert_eq!(found, expected, "{loss}");
             Proof { inputs: std::slice::from_ref(&example.rows), parameters: &example.decoder[..1], run }.check();
         }
+    }
+}
+
+impl Example {
+    /// The same under a vocabulary of the ids alone that its rows store or answer with.
+    fn of_few_ids(&self) -> Self {
+        let answers = self.labels.iter().filter_map(|label| u32::try_from(*label).ok());
+        let mut ids: Vec<u32> = self.top_ids.iter().copied().chain(answers).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        let place = |id: u32| ids.binary_search(&id).unwrap() as u32;
+        let taken = Tensor::new(&ids[..], &candle_core::Device::Cpu).unwrap();
+        Self {
+            rows: self.rows.clone(),
+            decoder: self.decoder.clone().map(|tensor| tensor.index_select(&taken, 0).unwrap()),
+            k: self.k,
+            vocabulary: ids.len(),
+            top_ids: self.top_ids.iter().map(|id| place(*id)).collect(),
+            log_probabilities: self.log_probabilities.clone(),
+            max_logit: self.max_logit.clone(),
+            labels: self.labels.iter().map(|label| u32::try_from(*label).map_or(*label, |id| place(id) as i32)).collect(),
+        }
+    }
+}
+
+#[test]
+fn few_ids_are_a_vocabulary_of_their_own() {
+    for case in [(3, 400, vec![-100, 399, 0, 7]), (4, 150, vec![-100, 149, 64]), (2, 60, vec![-100; 3])] {
+        let example = example(case);
+        let few = example.of_few_ids();
+        for loss in LOSSES.into_iter().chain(["ce=5,mlm=2"]) {
+            let step = example.step(loss).with_few_ids(true);
+            let (_, expected) = few.run(&few.rows, &few.wrapped(), loss).unwrap();
+            let (_, found) = head_loss(&example.rows, &example.wrapped(), &example.targets(), &step).unwrap();
+            assert_close(loss, &found.values, &expected.values, 1e-12, 1e-12);
+            let run = |x: &[Tensor], p: &[ParameterRef]| Ok(head_loss(&x[0], &affines(p)[0], &example.targets(), &step)?.0);
+            Proof { inputs: std::slice::from_ref(&example.rows), parameters: &example.decoder, run }.check();
+        }
+    }
+}
+
+#[test]
+fn few_ids_that_are_nearly_all_are_all() {
+    for case in [(17, 17, vec![-100, 4]), (9, 20, vec![-100, 4, 19, 0]), (3, 40, vec![]), (5, 90, vec![-100])] {
+        let example = example(case);
+        let step = example.step("ce=5,mlm=2");
+        let run = |step| head_loss(&example.rows, &example.wrapped(), &example.targets(), &step).unwrap().1;
+        assert_eq!(run(step), run(step.with_few_ids(true)));
     }
 }
 
