@@ -15,11 +15,12 @@ const KILLS: usize = 16;
 /// Kills of one run after which it may end.
 const KILLS_OF_A_RUN: usize = 12;
 
-/// Three epochs with accumulation, dropout, evaluations and a checkpoint after every step.
+/// Three epochs with accumulation, dropout, steps of few ids, evaluations and a checkpoint after every step.
 fn train(out: &Path) -> Program {
     let program = Program::train().arg("--cache").arg(CACHES.train()).arg("--eval-cache").arg(CACHES.heldout()).arg("--out").arg(out);
     let program = program.arg("--init-from").arg(data("teacher/model.onnx")).args("--layers 1 --init-layers 0 --threads 2 --quiet");
-    program.args("--epochs 3 --batch-tokens 512 --accumulate 2 --dropout 0.1 --log-every 3 --eval-every 7 --checkpoint-every 1")
+    let program = program.args("--epochs 3 --batch-tokens 256 --accumulate 4 --dropout 0.1 --full-vocabulary-every 3");
+    program.args("--log-every 3 --eval-every 7 --checkpoint-every 1")
 }
 
 /// The run that is never stopped.

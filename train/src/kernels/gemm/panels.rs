@@ -247,6 +247,6 @@ macro_rules! packing {
 
 packing!(PORTABLE, 4, 24 by 8);
 #[cfg(target_arch = "x86_64")]
-packing!(AVX2, 4, 24 by 8, "avx2,fma");
+packing!(AVX2, 4, 16 by 8, "avx2,fma");
 #[cfg(target_arch = "x86_64")]
 packing!(AVX512, 12, 32 by 16, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma");
