@@ -1,6 +1,8 @@
 """decoders/: small random decoders under the objective of a causal language model."""
 
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from .students import save_student
 
 VOCABULARY, WIDTH, LONGEST, KEPT = 20, 8, 8, 5
 LOSS = "ce=5,gold=2,cos=1"
+SINGLE = torch.float32  # by this name where `double_precision` has given the other away
 
 
 def llama(**settings) -> LlamaForCausalLM:
@@ -44,6 +47,32 @@ def model_of(name: str) -> PreTrainedModel:
             is_scale = ("norm" in parameter_name or ".ln_" in parameter_name) and parameter_name.endswith("weight")
             parameter.copy_((1.0 if is_scale else 0.0) + 0.3 * torch.randn_like(parameter))
     return model.train()
+
+
+@contextmanager
+def double_precision():
+    """transformers computes a Llama's norms and softmax in `torch.float32`, whatever the model's type: here the name means double."""
+    with patch.object(torch, "float32", torch.float64):
+        yield
+
+
+def rounded_once(rotary, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [batch, length, head width] of a Llama's positions: in single precision, as every Llama has been trained with, and the
+    nearest ones, where PyTorch's own differ between processors in the last digit."""
+    with patch.object(torch, "float", torch.float64):
+        frequencies = rotary.compute_default_rope_parameters(rotary.config)[0].to(SINGLE)
+    angles = positions[..., None].to(SINGLE) * frequencies
+    angles = torch.cat((angles, angles), dim=-1).double()
+    return tuple(values.to(SINGLE).double() for values in (angles.cos(), angles.sin()))
+
+
+def to_double(model: PreTrainedModel) -> PreTrainedModel:
+    """The same parameters widened, a Llama's positions by `rounded_once`."""
+    model = model.double()
+    if isinstance(model, LlamaForCausalLM):
+        rotary = model.model.rotary_emb
+        rotary.forward = lambda _, position_ids: rounded_once(rotary, position_ids)
+    return model
 
 
 def random_batch() -> tuple[Batch, dict[str, np.ndarray]]:
@@ -81,16 +110,20 @@ def make_decoders(out: Path) -> None:
     for name in ("llama", "llama-untied", "gpt2"):
         model = model_of(name)
         save_student(model, out / name)
-        model = model.double()
+        model = to_double(model)
         batch, tensors = random_batch()
         stored = (torch.tensor(tensors[each]) for each in ("asked", "labels", "top_ids", "log_probabilities", "max_logit"))
         targets = Targets(*stored, TEMPERATURE)
 
+        def outputs() -> tuple[Tensor, list[Tensor]]:
+            with double_precision():
+                return forward(model, batch)
+
         def losses() -> Tensor:
-            logits, states = forward(model, batch)
+            logits, states = outputs()
             return weighted(LOSS, lambda each: part(each, logits[targets.asked], states[-1], targets, tensors["hidden"]))
 
-        logits, states = forward(model, batch)
+        logits, states = outputs()
         losses()[0].backward()
         parameters = dict(model.named_parameters())
         gradients = {each: parameter.grad.clone() for each, parameter in parameters.items()}

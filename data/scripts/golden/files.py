@@ -9,16 +9,8 @@ DATA = Path(__file__).resolve().parent.parent.parent
 GOLDEN = DATA / "golden"
 
 # --check: |made - committed| <= absolute + relative * |committed|. Double precision differs between machines by the order of sums alone;
-# single precision by more, and the ten steps carry it on: a key's bias has a zero gradient, whose rounding Adam enlarges. transformers computes a
-# Llama's norms and positions in single precision whatever the model's type, so a Llama's doubles differ as singles do. Integers must be equal.
-TOLERANCE = {"float64": (1e-9, 1e-7), "float64.llama": (1e-5, 1e-5), "float32": (1e-4, 2e-3), "float32.after": (1e-3, 2e-3)}
-
-
-def kind(dtype: np.dtype, name: str, of: str) -> str:
-    """The key of `TOLERANCE` of a tensor in the folder `of`."""
-    if dtype == np.float32 and "after" in name.split("."):
-        return "float32.after"
-    return "float64.llama" if dtype == np.float64 and of.startswith("llama") else str(dtype)
+# single precision by more, and the ten steps carry it on: a key's bias has a zero gradient, whose rounding Adam enlarges. Integers must be equal.
+TOLERANCE = {"float64": (1e-9, 1e-7), "float32": (1e-4, 2e-3), "float32.after": (1e-3, 2e-3)}
 
 
 def save(tensors: dict[str, np.ndarray], path: Path) -> None:
@@ -40,7 +32,8 @@ def compare(made: Path, committed: Path) -> list[str]:
         if value.shape != other.shape or value.dtype != other.dtype:
             complaints.append(f"{committed}: {name}: {value.dtype}{value.shape} committed, {other.dtype}{other.shape} made")
             continue
-        absolute, relative = TOLERANCE.get(kind(value.dtype, name, committed.parent.name), (0.0, 0.0))
+        kind = "float32.after" if value.dtype == np.float32 and "after" in name.split(".") else str(value.dtype)
+        absolute, relative = TOLERANCE.get(kind, (0.0, 0.0))
         limit = absolute + relative * np.abs(value)
         off = np.argwhere(~(np.abs(value - other) <= limit))
         if len(off):
