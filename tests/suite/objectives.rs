@@ -12,8 +12,8 @@ const RANDOM: &str = "--layers 1 --hidden-size 64 --heads 4 --feed-forward 128";
 /// The same, its embeddings and its layer both compared with the teacher's last layer.
 const NARROW_MAPPED: &str = "--layers 1 --hidden-size 64 --heads 4 --feed-forward 128 --hidden-map 0:12,1:12";
 
-/// The same, of which most steps count the ids alone that their rows store or answer with.
-const FEW_IDS: &str = "--layers 1 --hidden-size 64 --heads 4 --feed-forward 128 --full-vocabulary-every 8";
+/// The same, of which most steps count the ids alone that their rows store or answer with: eight a row, which are not nearly all there are.
+const FEW_IDS: &str = "--layers 1 --hidden-size 64 --heads 4 --feed-forward 128 --top-k 8 --full-vocabulary-every 8";
 
 /// One layer as wide as the teacher's, from its first.
 const FROM_TEACHER: &str = "--layers 1 --init-layers 0";
