@@ -2,7 +2,7 @@
 
 use crate::batcher::{Batch, Steps, Targets};
 use crate::stream::{Order, Prefetch, RowStream, Selection};
-use crate::student::Student;
+use crate::student::Answers;
 use candle_core::DType;
 use logitcache::cache::reader::Cache;
 use logitcache::error::{Error, Result};
@@ -34,7 +34,7 @@ fn batch_tokens(spec: &TargetSpec) -> u64 {
 pub fn for_each_batch(
     cache: &Cache,
     selection: Selection,
-    student: &Student,
+    student: &dyn Answers,
     mut score: impl FnMut(&Batch, &[f32]) -> Result<()>,
 ) -> Result<()> {
     let targets = Targets::new(cache.spec(), 1.0, true, None)?;

@@ -60,19 +60,25 @@ impl Embeddings {
         if packing.longest() > fits {
             return Err(Error::Msg(format!("embeddings: a sequence of {} tokens for {fits} positions", packing.longest())));
         }
-        let mut positions = Vec::with_capacity(rows);
-        for sequence in 0..packing.sequences() {
-            let mut next = self.first_position;
-            for id in &batch.input_ids[packing.range(sequence)] {
-                match self.padding {
-                    Some(padding) if padding == *id => positions.push(padding),
-                    _ => {
-                        positions.push(next);
-                        next += 1;
-                    }
+        Ok(places_of(&batch.input_ids, packing, self.first_position, self.padding))
+    }
+}
+
+/// `[tokens]`: rows of the position embeddings, counted from `first` in each sequence; the id `padding`, where there is such, takes the row of its
+/// own number and is not counted.
+pub(crate) fn places_of(ids: &[u32], packing: &Packing, first: u32, padding: Option<u32>) -> Vec<u32> {
+    let mut positions = Vec::with_capacity(ids.len());
+    for sequence in 0..packing.sequences() {
+        let mut next = first;
+        for id in &ids[packing.range(sequence)] {
+            match padding {
+                Some(padding) if padding == *id => positions.push(padding),
+                _ => {
+                    positions.push(next);
+                    next += 1;
                 }
             }
         }
-        Ok(positions)
     }
+    positions
 }

@@ -61,6 +61,11 @@ impl HiddenObjective {
         &self.parameters
     }
 
+    /// The pairs: the student's state, where [`Batch::hidden`] has the teacher's, and the map between them where their widths differ.
+    pub(crate) fn compared(&self) -> impl Iterator<Item = (usize, usize, Option<&Affine>)> {
+        self.pairs.iter().map(|pair| (pair.student, pair.teacher, pair.projection.as_ref()))
+    }
+
     /// Whether a part of the step's compares this state of the student.
     pub(super) fn reads(&self, state: usize, step: &StepObjective) -> bool {
         step.weights.any(Part::is_of_hidden) && self.pairs.iter().any(|pair| pair.student == state)

@@ -43,6 +43,7 @@ use logitcache::error::{Error, Result};
 use std::sync::Arc;
 
 pub use config::{Overrides, StudentConfig};
+pub(crate) use embeddings::places_of;
 pub use family::Family;
 pub use first_values::FirstValues;
 pub use hidden_objective::HiddenObjective;
@@ -56,6 +57,32 @@ pub use widths::InitWidths;
 
 /// Gives the first values of a parameter, row-major, as many as its shape has.
 pub type ValueSource<'a> = dyn FnMut(&ParameterSpec) -> Result<Vec<f32>> + 'a;
+
+/// What answers batches without dropout and without keeping anything for a backward pass: the student of the kernels, or a copy of it elsewhere.
+pub trait Answers {
+    /// Logits `[asked, classes]` of the asked rows, of the vocabulary for a language model. They exist whole: the caller bounds the rows it asks
+    /// at a time.
+    ///
+    /// # Errors
+    /// A batch that the student cannot take; a sentence encoder, which has none.
+    fn logits(&self, batch: &Batch) -> candle_core::Result<Tensor>;
+
+    /// A sentence encoder's vectors `[sequences, embedding]`.
+    ///
+    /// # Errors
+    /// A batch that the student cannot take; a student of another task, which has none.
+    fn embeddings(&self, batch: &Batch) -> candle_core::Result<Tensor>;
+}
+
+impl Answers for Student {
+    fn logits(&self, batch: &Batch) -> candle_core::Result<Tensor> {
+        self.logits(batch)
+    }
+
+    fn embeddings(&self, batch: &Batch) -> candle_core::Result<Tensor> {
+        self.embeddings(batch)
+    }
+}
 
 /// A masked language model with its parameters.
 pub struct Student {

@@ -1,0 +1,229 @@
+//! The same student, losses and optimiser step of candle's own operations, wherever candle runs them: how `train` uses a GPU.
+//!
+//! The student on the CPU stays the house of the values: first weights, checkpoints and the student's directory are read from and written to it.
+//! [`Composed`] takes copies of everything that is trained to a device, makes the steps there and brings the values back when they are asked for.
+//! Nothing here has a formula of its own: tests hold losses, every parameter's gradient and whole runs to those of the kernels.
+//!
+//! | file | content |
+//! | --- | --- |
+//! | `rows` | choosing rows by number, with the way back |
+//! | `operations` | products, norms, activations, softmax |
+//! | `values` | what is trained, on the device, by role |
+//! | `place` | a batch on the device: ids, padding, masks |
+//! | `dropout` | masks drawn by the device |
+//! | `attention`, `encoder`, `decoder` | the states of every family |
+//! | `heads` | the head of every task |
+//! | `vocabulary`, `divergences` | losses of the logits, a chunk of rows at a time |
+//! | `vectors` | losses of states, of vectors, of numbers; pooling |
+//! | `optimiser` | AdamW |
+//!
+//! Linear maps run on packed rows; the attention alone pads sequences to the longest of a micro-batch. A step waits for the device once, for the
+//! values of its losses and the norm of its gradient together.
+
+mod attention;
+mod decoder;
+mod divergences;
+mod dropout;
+mod encoder;
+mod heads;
+mod operations;
+mod optimiser;
+mod place;
+mod rows;
+mod values;
+mod vectors;
+mod vocabulary;
+
+use crate::batcher::{Batch, Step};
+use crate::kernels::{DropoutPlan, ParameterRef, Precision};
+use crate::loss::{LossParts, PARTS, Part, StepObjective};
+use crate::optim::{AdamWSettings, Moments};
+use crate::student::{Answers, HiddenObjective, Student, StudentConfig};
+use candle_core::{DType, Device, Result, Tensor};
+use dropout::{Factors, drawn, off};
+use heads::{Head, RowLoss, weighted};
+use optimiser::Optimiser;
+use place::Place;
+use values::Values;
+use vectors::{cosine_loss, squared_loss, teacher_rows};
+
+/// A student on a device of candle, with what its hidden states are compared with.
+pub struct Composed<'a> {
+    config: &'a StudentConfig,
+    hidden: &'a HiddenObjective,
+    /// The student's, then the projections'.
+    parameters: &'a [ParameterRef],
+    values: Values,
+}
+
+/// What a step's passes gave.
+pub struct Gradients {
+    /// Of each micro-batch.
+    pub parts: Vec<LossParts>,
+    /// Root of the sum of squares over all gradients.
+    pub norm: f64,
+}
+
+/// A [`Composed`] student that is trained.
+pub struct Training<'a> {
+    composed: Composed<'a>,
+    optimiser: Optimiser,
+}
+
+impl<'a> Composed<'a> {
+    /// Copies of `parameters`, which are `student`'s and then `hidden`'s, on `device`, in the number type they have. Under [`Precision::Bf16`] both
+    /// operands of every linear map are rounded to bf16, and so is its result.
+    ///
+    /// # Errors
+    /// Whatever the device refuses, such as more than its memory holds.
+    pub fn new(
+        student: &'a Student,
+        hidden: &'a HiddenObjective,
+        parameters: &'a [ParameterRef],
+        device: &Device,
+        precision: Precision,
+    ) -> Result<Self> {
+        let values = Values::upload(student.config(), parameters, device, precision)?;
+        Ok(Self { config: student.config(), hidden, parameters, values })
+    }
+
+    /// To be trained with `settings`, from `moments` on.
+    ///
+    /// # Errors
+    /// Moments of other parameters; whatever the device refuses.
+    pub fn train(self, settings: AdamWSettings, moments: &Moments) -> Result<Training<'a>> {
+        optimiser::check(moments, self.parameters)?;
+        let optimiser = Optimiser::new(settings, moments, &self.values)?;
+        Ok(Training { composed: self, optimiser })
+    }
+
+    fn place(&self, batch: &Batch) -> Result<Place> {
+        Place::new(self.config, batch, self.values.dtype(), self.values.device())
+    }
+
+    fn states(&self, values: &Values, place: &Place, factors: &Factors<'_>) -> Result<Vec<Tensor>> {
+        match &self.config.decoder {
+            Some(decoder) => decoder::states(self.config, decoder, values, place, factors),
+            None => encoder::states(self.config, values, place, factors),
+        }
+    }
+
+    /// What `answer` makes of the last state, nothing of which is kept for a backward pass.
+    fn answers(&self, batch: &Batch, answer: impl Fn(&Head<'_>, &Tensor) -> Result<Tensor>) -> Result<Tensor> {
+        let (values, place) = (self.values.detached(), self.place(batch)?);
+        let states = self.states(&values, &place, &off)?;
+        let last = states.last().ok_or_else(|| candle_core::Error::Msg("a student without states".to_owned()))?;
+        answer(&Head { config: self.config, values: &values, place: &place, batch }, last)
+    }
+
+    /// The loss of a micro-batch, as a scalar to differentiate, none where nothing is taught; and the values of the parts, `[PARTS]`. The scalar's
+    /// gradients are those of the weighted total, its value is not.
+    fn loss(&self, batch: &Batch, step: &StepObjective, factors: &Factors<'_>) -> Result<(Option<Tensor>, Tensor)> {
+        let place = self.place(batch)?;
+        let states = self.states(&self.values, &place, factors)?;
+        let head = Head { config: self.config, values: &self.values, place: &place, batch };
+        let last = states.last().ok_or_else(|| candle_core::Error::Msg("a student without states".to_owned()))?;
+        let losses = [head.loss(last, step, factors)?, self.hidden_loss(&states, batch, step)?];
+        let none = Tensor::zeros((), self.values.dtype(), self.values.device())?;
+        let mut values = vec![none; PARTS];
+        let mut sum: Option<Tensor> = None;
+        for (scalar, parts) in losses.into_iter().flatten() {
+            sum = Some(sum.map_or(Ok(scalar.clone()), |sum| sum + &scalar)?);
+            parts.into_iter().for_each(|(part, value)| values[part as usize] = value);
+        }
+        Ok((sum, Tensor::stack(&values, 0)?.to_dtype(DType::F64)?))
+    }
+
+    fn hidden_loss(&self, states: &[Tensor], batch: &Batch, step: &StepObjective) -> Result<Option<vocabulary::Losses>> {
+        let mut sums: Vec<(Part, Tensor)> = Vec::new();
+        let parts = [(Part::Cos, cosine_loss as RowLoss), (Part::HiddenMse, squared_loss)];
+        let parts: Vec<_> = parts.into_iter().filter(|(part, _)| step.weights.has(*part)).collect();
+        let compared: Vec<_> = self.hidden.compared().collect();
+        if !parts.is_empty() && compared.is_empty() {
+            candle_core::bail!("a loss of hidden states and no states to compare");
+        }
+        for (student, teacher, projection) in compared.iter().filter(|_| !parts.is_empty()) {
+            let (Some(state), Some(teacher)) = (states.get(*student), batch.hidden.get(*teacher)) else {
+                let (own, read) = (states.len(), batch.hidden.len());
+                candle_core::bail!("state {student} of {own} of the student is compared with place {teacher} of {read} of the teacher");
+            };
+            let state = match projection {
+                Some(projection) => self.values.project(state, projection, self.parameters)?,
+                None => state.clone(),
+            };
+            let teacher = teacher_rows(teacher, &state)?;
+            for (part, loss) in &parts {
+                let loss = (loss(&state, &teacher, step.normalisers.tokens)? * (1.0 / compared.len() as f64))?;
+                match sums.iter_mut().find(|(known, _)| known == part) {
+                    Some((_, sum)) => *sum = (&*sum + loss)?,
+                    None => sums.push((*part, loss)),
+                }
+            }
+        }
+        weighted(sums, step)
+    }
+}
+
+impl Answers for Composed<'_> {
+    fn logits(&self, batch: &Batch) -> Result<Tensor> {
+        self.answers(batch, |head, state| head.logits(state))
+    }
+
+    fn embeddings(&self, batch: &Batch) -> Result<Tensor> {
+        self.answers(batch, |head, state| head.vectors(state))
+    }
+}
+
+impl Training<'_> {
+    /// The student, to be measured.
+    pub fn student(&self) -> &impl Answers {
+        &self.composed
+    }
+
+    /// Forward and backward for every micro-batch of `step`; the gradients add up on the device until [`update`](Self::update) or
+    /// [`forget`](Self::forget).
+    ///
+    /// # Errors
+    /// Ids or targets out of range, a part without its targets, whatever the device refuses.
+    pub fn gradients(&mut self, step: &Step, objective: &StepObjective, plan: &DropoutPlan) -> Result<Gradients> {
+        let Self { composed, optimiser } = self;
+        let (device, dtype) = (composed.values.device().clone(), composed.values.dtype());
+        let mut numbers = Vec::with_capacity(step.micro_batches.len() + 1);
+        for (index, batch) in step.micro_batches.iter().enumerate() {
+            let factors = drawn(plan, index, dtype, &device)?;
+            let (loss, values) = composed.loss(batch, objective, &factors)?;
+            loss.iter().try_for_each(|loss| optimiser.add_gradients(loss, &composed.values))?;
+            numbers.push(values);
+        }
+        numbers.push(optimiser.squared_norm(&device)?.reshape(1)?);
+        let mut fetched = Tensor::cat(&numbers, 0)?.to_vec1::<f64>()?;
+        let norm = fetched.pop().unwrap_or_default().sqrt();
+        let (of_batches, _) = fetched.as_chunks::<PARTS>();
+        Ok(Gradients { parts: of_batches.iter().map(|values| LossParts::new(&objective.weights, *values)).collect(), norm })
+    }
+
+    /// One step of AdamW, by the gradients times `gradient_scale`, which are then forgotten.
+    ///
+    /// # Errors
+    /// Whatever the device refuses.
+    pub fn update(&mut self, learning_rate: f64, gradient_scale: f64) -> Result<()> {
+        self.optimiser.update(&self.composed.values, learning_rate, gradient_scale)
+    }
+
+    /// Forgets the gradients of a step that is passed over.
+    pub fn forget(&mut self) {
+        self.optimiser.forget();
+    }
+
+    /// Brings the values back to the parameters on the CPU, and gives the optimiser's memory.
+    ///
+    /// # Errors
+    /// Whatever the device refuses.
+    pub fn download(&self) -> Result<Moments> {
+        self.composed.values.download(self.composed.parameters)?;
+        self.optimiser.download()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,94 @@
+//! The student's operations, of candle's own. Each is differentiated by candle; where candle's derivative of a function is rounded to six digits
+//! (`gelu`, `gelu_erf`) or counts a kink otherwise than the kernels (`relu`), the function is composed of others.
+
+use crate::kernels::{Activation, Precision};
+use candle_core::{D, DType, Result, Tensor};
+use std::f64::consts::{FRAC_2_PI, FRAC_1_SQRT_2};
+
+/// `[rows, out]`: `x` `[rows, in]` times `weight` `[out, in]`, transposed; `[in, out]` and as it is where `inputs_first`. Under bf16 both are
+/// rounded to it, the product is rounded once more, and so is everything on the way back.
+pub(super) fn product(x: &Tensor, weight: &Tensor, inputs_first: bool, precision: Precision) -> Result<Tensor> {
+    let laid = |weight: &Tensor| if inputs_first { Ok(weight.clone()) } else { weight.t() };
+    match precision {
+        Precision::Single => x.matmul(&laid(weight)?),
+        Precision::Bf16 => x.to_dtype(DType::BF16)?.matmul(&laid(&weight.to_dtype(DType::BF16)?)?)?.to_dtype(x.dtype()),
+    }
+}
+
+/// Each row of `x` `[rows, width]` normalised, times the weight `[width]`, plus the bias `[width]`.
+pub(super) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, epsilon: f64) -> Result<Tensor> {
+    let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+    let deviation = (centred.sqr()?.mean_keepdim(D::Minus1)? + epsilon)?.sqrt()?;
+    centred.broadcast_div(&deviation)?.broadcast_mul(weight)?.broadcast_add(bias)
+}
+
+/// Each row of `x` `[rows, width]` over its root mean square, times the weight `[width]`.
+pub(super) fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f64) -> Result<Tensor> {
+    let root = (x.sqr()?.mean_keepdim(D::Minus1)? + epsilon)?.sqrt()?;
+    x.broadcast_div(&root)?.broadcast_mul(weight)
+}
+
+/// The activation of every number.
+pub(super) fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
+    match activation {
+        Activation::Gelu => (x * 0.5)? * ((x * FRAC_1_SQRT_2)?.erf()? + 1.0)?,
+        Activation::GeluNew => {
+            let inner = ((x * FRAC_2_PI.sqrt())? * ((x.sqr()? * 0.044715)? + 1.0)?)?;
+            (x * 0.5)? * (inner.tanh()? + 1.0)?
+        }
+        Activation::Relu => x * x.detach().gt(0.0)?.to_dtype(x.dtype())?,
+        Activation::Silu => x.silu(),
+    }
+}
+
+/// The softmax of the last dimension; -infinity has probability 0, and a row has something else.
+pub(super) fn softmax(scores: &Tensor) -> Result<Tensor> {
+    let largest = scores.detach().max_keepdim(D::Minus1)?;
+    let exponentials = scores.broadcast_sub(&largest)?.exp()?;
+    exponentials.broadcast_div(&exponentials.sum_keepdim(D::Minus1)?)
+}
+
+/// ln(1 + e^x), finite for every finite x.
+pub(super) fn softplus(x: &Tensor) -> Result<Tensor> {
+    x.relu()? + (x.abs()?.neg()?.exp()? + 1.0)?.log()?
+}
+
+/// The sum of all numbers, row by row first: candle's reduction gives each sum to one block of threads.
+pub(super) fn total(x: &Tensor) -> Result<Tensor> {
+    if x.rank() > 1 { x.sum(D::Minus1)?.sum_all() } else { x.sum_all() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::activate as kernel;
+    use crate::kernels::proof::{assert_close, numbers, random};
+    use candle_core::Var;
+
+    #[test]
+    fn activations_and_their_slopes_are_the_kernels() {
+        for activation in Activation::ALL {
+            let run = |function: &dyn Fn(&Tensor) -> Result<Tensor>| {
+                let x = Var::from_tensor(&random(1, &[5, 33], 3.0)).unwrap();
+                let y = function(&x).unwrap();
+                let gradients = y.sum_all().unwrap().backward().unwrap();
+                (numbers(&y), numbers(gradients.get(&x).unwrap()))
+            };
+            let (found, expected) = (run(&|x| activate(x, activation)), run(&|x| kernel(x, activation)));
+            assert_close("value", &found.0, &expected.0, 1e-13, 1e-14);
+            assert_close("slope", &found.1, &expected.1, 1e-13, 1e-14);
+        }
+    }
+
+    #[test]
+    fn masked_scores_have_no_probability_and_far_ones_stay_finite() {
+        let scores = Tensor::new(&[[1e4f32, f32::NEG_INFINITY, 1e4], [-1e4, f32::NEG_INFINITY, f32::NEG_INFINITY]], &candle_core::Device::Cpu);
+        let x = Var::from_tensor(&scores.unwrap()).unwrap();
+        let y = softmax(&x).unwrap();
+        assert_eq!(numbers(&y), [0.5, 0.0, 0.5, 1.0, 0.0, 0.0]);
+        let gradients = y.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+        assert!(numbers(gradients.get(&x).unwrap()).iter().all(|slope| slope.is_finite()));
+        let far = Tensor::new(&[-1e4f32, 0.0, 1e4], &candle_core::Device::Cpu).unwrap();
+        assert_close("softplus", &numbers(&softplus(&far).unwrap()), &[0.0, 2f64.ln(), 1e4], 1e-6, 0.0);
+    }
+}

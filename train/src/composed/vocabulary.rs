@@ -1,0 +1,161 @@
+//! The last map to the logits (a tied decoder, a classifier) and the losses over the vocabulary or the classes.
+//!
+//! Logits exist for a chunk of rows at a time, as in the kernels' `head_loss`. Their gradient is put together from that of the few numbers that
+//! the losses read (see `divergences`), and goes through the decoder at once: rows and parameters get theirs as constants, so that candle keeps
+//! nothing of `[rows, vocabulary]` for the way back.
+//!
+//! ```text
+//! d loss / d x(j) = its own for a stored id, exp(x(j)) d loss / d outside + d loss / d tempered for another
+//! d loss / d z(j) = d loss / d x(j) / T + weight (exp(z(j) - m) / sum of exp(z - m) - [j is the label])
+//! ```
+
+use super::divergences::{RowNumbers, Taught};
+use super::operations::{product, total};
+use super::place::below;
+use crate::kernels::{HeadTargets, Precision};
+use crate::loss::{Part, StepObjective};
+use candle_core::backprop::GradStore;
+use candle_core::{D, Result, Tensor, Var};
+
+/// The map of a row to its logits, and how it is multiplied.
+pub(super) struct Decoder<'a> {
+    /// `[vocabulary, width]`.
+    pub(super) weight: &'a Tensor,
+    /// `[vocabulary]`.
+    pub(super) bias: Option<&'a Tensor>,
+    pub(super) precision: Precision,
+}
+
+impl Decoder<'_> {
+    /// `[rows, vocabulary]` of `rows` `[rows, width]`.
+    pub(super) fn logits(&self, rows: &Tensor) -> Result<Tensor> {
+        let logits = product(rows, self.weight, false, self.precision)?;
+        self.bias.map_or(Ok(logits.clone()), |bias| logits.broadcast_add(bias))
+    }
+
+    fn detached(&self) -> (Tensor, Option<Tensor>) {
+        (self.weight.detach(), self.bias.map(Tensor::detach))
+    }
+}
+
+/// A scalar to differentiate, and values by part, of which those without a weight are missing.
+pub(super) type Losses = (Tensor, Vec<(Part, Tensor)>);
+
+/// Logits that a chunk holds.
+const CHUNK_LOGITS: usize = 1 << 27;
+
+/// The parts of the logits of `rows` `[rows, width]`. The scalar is worth nothing in itself: its gradients are those of the weighted loss.
+pub(super) fn head_loss(rows: &Tensor, decoder: &Decoder<'_>, targets: &HeadTargets<'_>, step: &StepObjective) -> Result<Losses> {
+    let vocabulary = decoder.weight.dim(0)?;
+    let labels = Labels::new(rows, targets, vocabulary, step)?;
+    check(targets, rows.dim(0)?, vocabulary)?;
+    let taught = Taught::new(targets, vocabulary, step.temperature, rows.dtype(), rows.device())?;
+    let (weight, bias) = decoder.detached();
+    let (count, most) = (rows.dim(0)?, (CHUNK_LOGITS / vocabulary).max(1));
+    let (mut of_rows, mut of_weight, mut of_bias) = (Vec::new(), weight.zeros_like()?, bias.as_ref().map(Tensor::zeros_like).transpose()?);
+    let mut values: Vec<(Part, Tensor)> = Vec::new();
+    for first in (0..count).step_by(most) {
+        let here = most.min(count - first);
+        let x = rows.detach().narrow(0, first, here)?.contiguous()?;
+        let logits = Decoder { weight: &weight, bias: bias.as_ref(), precision: decoder.precision }.logits(&x)?;
+        let (slopes, losses) = chunk(&logits, &taught.rows(first, here)?, &labels.rows(first, here)?, step)?;
+        of_rows.push(product(&slopes, &weight, true, decoder.precision)?);
+        of_weight = (of_weight + product(&slopes.t()?, &x, true, decoder.precision)?)?;
+        of_bias = of_bias.map(|sum| sum + slopes.sum(0)?).transpose()?;
+        for (part, loss) in losses {
+            match values.iter_mut().find(|(known, _)| *known == part) {
+                Some((_, sum)) => *sum = (&*sum + loss)?,
+                None => values.push((part, loss)),
+            }
+        }
+    }
+    let mut scalar = (total(&(rows * Tensor::cat(&of_rows, 0)?)?)? + total(&(decoder.weight * of_weight)?)?)?;
+    if let (Some(bias), Some(of_bias)) = (decoder.bias, of_bias) {
+        scalar = (scalar + total(&(bias * of_bias)?)?)?;
+    }
+    Ok((scalar, values))
+}
+
+fn check(targets: &HeadTargets<'_>, rows: usize, vocabulary: usize) -> Result<()> {
+    let HeadTargets { k, top_ids, log_probabilities, .. } = *targets;
+    if k == 0 || k > vocabulary || top_ids.len() != rows * k || log_probabilities.len() != rows * k {
+        let found = format!("{} ids and {} log-probabilities", top_ids.len(), log_probabilities.len());
+        candle_core::bail!("{found} for {rows} rows and k = {k} of a vocabulary of {vocabulary}");
+    }
+    below("stored id", top_ids, vocabulary)
+}
+
+/// The gradient of the weighted loss with respect to `logits` `[rows, vocabulary]`, and the values of the parts.
+fn chunk(logits: &Tensor, taught: &Taught, labels: &Labels, step: &StepObjective) -> Result<Losses> {
+    let largest = logits.max_keepdim(D::Minus1)?;
+    let relative = logits.broadcast_sub(&largest)?;
+    let x = (&relative * (1.0 / step.temperature))?;
+    let (exponentials, zeros) = (x.exp()?, taught.ids.zeros_like()?.to_dtype(x.dtype())?);
+    let sum_of_others = |x: &Tensor| x.scatter(&taught.ids, &zeros, 1)?.sum_keepdim(D::Minus1);
+    let numbers = RowNumbers {
+        stored: Var::from_tensor(&x.gather(&taught.ids, 1)?)?,
+        outside: Var::from_tensor(&sum_of_others(&exponentials)?)?,
+        tempered: Var::from_tensor(&sum_of_others(&x)?)?,
+        largest,
+    };
+    let mut losses = numbers.losses(taught, step)?;
+    let mut slopes = logits.zeros_like()?;
+    let weighted = losses.iter().map(|(part, loss)| loss * step.weights.get(*part)).collect::<Result<Vec<_>>>()?;
+    if let Some(sum) = weighted.into_iter().map(Ok).reduce(|a, b| a? + b?).transpose()? {
+        let gradients = sum.backward()?;
+        let of = |var: &Var| gradient(&gradients, var);
+        let others = exponentials.broadcast_mul(&of(&numbers.outside)?)?.broadcast_add(&of(&numbers.tempered)?)?;
+        slopes = (others.scatter(&taught.ids, &of(&numbers.stored)?, 1)? * (1.0 / step.temperature))?;
+    }
+    if let Some((part, factor)) = labels.part(step) {
+        let exponentials = relative.exp()?;
+        let sums = exponentials.sum_keepdim(D::Minus1)?;
+        let of_labels = relative.gather(&labels.ids, 1)?;
+        let loss = ((sums.log()? - of_labels)? * &labels.known)?.sum_all()?;
+        losses.push((part, (loss * (1.0 / step.normalisers.labelled.max(1) as f64))?));
+        let shares = (exponentials.broadcast_mul(&(&labels.known / sums)?)? * factor)?;
+        slopes = (slopes + shares.scatter_add(&labels.ids, &(&labels.known * -factor)?, 1)?)?;
+    }
+    let losses = losses.into_iter().map(|(part, loss)| (part, loss.detach())).collect();
+    Ok((slopes, losses))
+}
+
+fn gradient(gradients: &GradStore, var: &Var) -> Result<Tensor> {
+    gradients.get(var).map_or_else(|| var.zeros_like(), |gradient| Ok(gradient.clone()))
+}
+
+/// The gold answers of some rows.
+struct Labels {
+    /// `[rows, 1]`: ids; without an answer `u32::MAX`, for which candle gathers 0 and adds nothing.
+    ids: Tensor,
+    /// `[rows, 1]`: 1 where there is one, else 0.
+    known: Tensor,
+}
+
+impl Labels {
+    fn new(rows: &Tensor, targets: &HeadTargets<'_>, vocabulary: usize, step: &StepObjective) -> Result<Self> {
+        if step.weights.has(Part::Mlm) && step.weights.has(Part::Gold) {
+            candle_core::bail!("mlm and gold are of the same labels");
+        }
+        let known: Vec<u32> = targets.labels.iter().filter_map(|label| u32::try_from(*label).ok()).collect();
+        below("label", &known, vocabulary)?;
+        if targets.labels.len() != rows.dim(0)? {
+            candle_core::bail!("{} labels for {} rows", targets.labels.len(), rows.dim(0)?);
+        }
+        let shape = (targets.labels.len(), 1);
+        let ids: Vec<u32> = targets.labels.iter().map(|label| u32::try_from(*label).unwrap_or(u32::MAX)).collect();
+        let known: Vec<f32> = targets.labels.iter().map(|label| f32::from(u8::from(*label >= 0))).collect();
+        let device = rows.device();
+        Ok(Self { ids: Tensor::from_vec(ids, shape, device)?, known: Tensor::from_vec(known, shape, device)?.to_dtype(rows.dtype())? })
+    }
+
+    fn rows(&self, first: usize, count: usize) -> Result<Self> {
+        Ok(Self { ids: self.ids.narrow(0, first, count)?.contiguous()?, known: self.known.narrow(0, first, count)?.contiguous()? })
+    }
+
+    /// What the answers are for, where it has a weight, and that weight over the answers of the step.
+    fn part(&self, step: &StepObjective) -> Option<(Part, f64)> {
+        let part = [Part::Mlm, Part::Gold].into_iter().find(|part| step.weights.has(*part))?;
+        Some((part, step.weights.get(part) / step.normalisers.labelled.max(1) as f64))
+    }
+}
