@@ -241,4 +241,4 @@ impl ParameterTable<'_> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -5,7 +5,7 @@ use crate::kernels::{Activation, Element};
 use crate::loss::{Normalisers, Objective, Part};
 use logitcache::seed::{Purpose, RandomStream};
 
-const TEMPERATURE: f64 = 2.0;
+pub(crate) const TEMPERATURE: f64 = 2.0;
 
 fn config() -> StudentConfig {
     StudentConfig {
@@ -25,7 +25,7 @@ fn config() -> StudentConfig {
 }
 
 /// A small student of each family, with another activation each.
-fn families() -> [StudentConfig; 4] {
+pub(crate) fn families() -> [StudentConfig; 4] {
     let of = |family, activation| StudentConfig { family, activation, type_vocab_size: 2, layer_norm_eps: 1e-5, ..config() };
     [
         config(),
@@ -37,7 +37,7 @@ fn families() -> [StudentConfig; 4] {
 }
 
 /// A student whose every value is random, biases and LayerNorm weights included, so that none of them can be forgotten unnoticed.
-fn student(config: StudentConfig, dtype: DType) -> Student {
+pub(crate) fn student(config: StudentConfig, dtype: DType) -> Student {
     let mut source = |spec: &ParameterSpec| {
         let mut stream = RandomStream::new(11, Purpose::Initialisation, &[spec.number as u64]);
         let centre = if spec.shape.len() == 1 && spec.name.ends_with("weight") { 1.0 } else { 0.0 };
@@ -47,7 +47,7 @@ fn student(config: StudentConfig, dtype: DType) -> Student {
 }
 
 /// Sequences of 4, 7 and 3 tokens: most rows asked, some masked, targets and hidden states at random.
-fn batch(config: &StudentConfig) -> Batch {
+pub(crate) fn batch(config: &StudentConfig) -> Batch {
     let mut stream = RandomStream::new(3, Purpose::Shuffling, &[]);
     let offsets = vec![0, 4, 11, 14];
     let k = 4;
@@ -250,6 +250,6 @@ fn batches_that_cannot_be_run_are_errors() {
     assert!(short.contains("word_embeddings.weight: expected 104 values, found 1"), "{short}");
 }
 
-mod heads;
+pub(crate) mod heads;
 mod hidden;
 mod reference;

@@ -5,7 +5,7 @@ use crate::kernels::gather_rows;
 use logitcache::target::{Pooling, Problem, Task};
 
 /// Of every family a student of every kind of head, with the loss that teaches all of it.
-fn students() -> Vec<(StudentConfig, &'static str)> {
+pub(crate) fn students() -> Vec<(StudentConfig, &'static str)> {
     let mut all = Vec::new();
     for base in families() {
         let named = |task, classes: usize| StudentConfig {
@@ -36,7 +36,7 @@ fn students() -> Vec<(StudentConfig, &'static str)> {
 }
 
 /// What the rows of [`batch`] are taught for a task.
-fn taught(config: &StudentConfig) -> Batch {
+pub(crate) fn taught(config: &StudentConfig) -> Batch {
     let base = batch(config);
     let mut stream = RandomStream::new(8, Purpose::Shuffling, &[]);
     let whole = config.classes;
