@@ -12,7 +12,7 @@ pub use resolved::RESOLVED_FILE;
 
 use crate::batcher::{Duration, Targets};
 use crate::cli::{Arguments, OptimisationArguments};
-use crate::device;
+use crate::device::Placement;
 use crate::kernels::Precision;
 use crate::loss::Objective;
 use crate::loss::hidden_map::HiddenPair;
@@ -84,6 +84,8 @@ pub struct Config {
     pub(crate) clip: f64,
     pub(crate) seed: u64,
     pub(crate) threads: usize,
+    /// What makes the steps, and where.
+    pub(crate) placement: Placement,
     pub(crate) log_every: u64,
     pub(crate) eval_every: Option<u64>,
     pub(crate) checkpoint_every: Option<u64>,
@@ -109,9 +111,10 @@ impl Config {
     /// or an initial file that cannot be read.
     pub fn check(arguments: &Arguments) -> Result<Self> {
         let Arguments { data, student: typed_shape, objective: taught, optimisation, checkpoints, machine, .. } = arguments;
-        device::check(&machine.device)?;
+        let placement = Placement::named(&machine.device)?;
         check_numbers(optimisation)?;
-        let precision = Precision::check(&optimisation.dtype)?;
+        let precision = Precision::check(&optimisation.dtype, placement.is_kernels())?;
+        check_vocabulary_steps(taught.full_vocabulary_every, &placement)?;
         let counts = [
             ("--full-vocabulary-every", Some(taught.full_vocabulary_every)),
             ("--log-every", Some(machine.log_every)),
@@ -157,6 +160,7 @@ impl Config {
             clip: optimisation.clip,
             seed: optimisation.seed,
             threads,
+            placement,
             log_every: machine.log_every,
             eval_every: machine.eval_every,
             checkpoint_every: checkpoints.checkpoint_every,
@@ -180,6 +184,15 @@ impl Config {
 
 fn at_least_one(flag: &str, value: u64) -> Result<()> {
     if value > 0 { Ok(()) } else { Err(Error::usage(flag, "at least 1", "0", "leave it out for the default")) }
+}
+
+/// Steps that leave most of the vocabulary out are the kernels' alone.
+fn check_vocabulary_steps(full_vocabulary_every: u64, placement: &Placement) -> Result<()> {
+    if full_vocabulary_every <= 1 || placement.is_kernels() {
+        return Ok(());
+    }
+    let (expected, found) = (format!("1 with --device {placement}"), full_vocabulary_every.to_string());
+    Err(Error::usage("--full-vocabulary-every", expected, found, "leave it out, or use --device cpu"))
 }
 
 fn check_numbers(optimisation: &OptimisationArguments) -> Result<()> {

@@ -1,20 +1,66 @@
-//! Where the arithmetic runs. A device that this build lacks is an error, never a quiet fallback.
+//! Where the arithmetic runs. A device that this build or this machine lacks is an error, never a quiet fallback.
 
+use candle_core::Device;
 use logitcache::error::{Error, Result};
+use std::fmt;
 
-/// The devices of this build.
-pub const BUILT: &[&str] = &["cpu"];
+const FLAG: &str = "--device";
 
-/// Whether this build has the device called `name`. The kernels of the student know no other than these.
-///
-/// # Errors
-/// [`Error::Usage`] with the list of what is built.
-pub fn check(name: &str) -> Result<()> {
-    if BUILT.contains(&name) {
-        return Ok(());
+/// What makes the steps, and where.
+#[derive(Clone, Debug)]
+pub enum Placement {
+    /// The fused kernels, on the processor.
+    Kernels,
+    /// candle's operations, on a device of candle.
+    Composed {
+        /// Which one.
+        device: Device,
+        /// As the flag calls it.
+        name: String,
+    },
+}
+
+impl Placement {
+    /// The placement called `name`: `cpu`, `cuda` for the first GPU, `cuda:1` for the second and so on.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for another name, for a GPU where the build has no `cuda` feature, for one that does not answer.
+    pub fn named(name: &str) -> Result<Self> {
+        if name == "cpu" {
+            return Ok(Self::Kernels);
+        }
+        let number = match name.strip_prefix("cuda") {
+            Some("") => Some(0),
+            Some(rest) => rest.strip_prefix(':').and_then(|number| number.parse().ok()),
+            None => None,
+        };
+        let Some(number) = number else {
+            return Err(Error::usage(FLAG, "cpu, cuda or cuda:N, the GPU with this number", name, "use --device cpu"));
+        };
+        if !cfg!(feature = "cuda") {
+            let remedy = "use --device cpu, or build with cargo build --release --features train/cuda, for which CUDA's nvcc is needed";
+            return Err(Error::usage(FLAG, "one that this build has (cpu)", name, remedy));
+        }
+        let device = Device::new_cuda(number).map_err(|error| {
+            let remedy = "use --device cpu, or see with nvidia-smi which GPUs there are";
+            Error::usage(FLAG, "a GPU that answers", format!("{name}: {error}"), remedy)
+        })?;
+        Ok(Self::Composed { device, name: format!("cuda:{number}") })
     }
-    let expected = format!("one that this build has ({})", BUILT.join(", "));
-    Err(Error::usage("--device", expected, name, format!("use --device {}", BUILT[0])))
+
+    /// Whether the kernels make the steps.
+    pub fn is_kernels(&self) -> bool {
+        matches!(self, Self::Kernels)
+    }
+}
+
+impl fmt::Display for Placement {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Kernels => formatter.write_str("cpu"),
+            Self::Composed { name, .. } => formatter.write_str(name),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -22,10 +68,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn another_device_is_refused_with_what_is_built() {
-        assert!(check("cpu").is_ok());
-        let error = check("cuda").unwrap_err();
-        assert_eq!(error.exit_code(), 2);
-        assert!(error.to_string().contains("cpu") && error.to_string().contains("cuda"), "{error}");
+    fn a_device_that_cannot_be_had_is_refused_with_what_to_do() {
+        assert!(Placement::named("cpu").unwrap().is_kernels());
+        let refused = |name: &str| {
+            let error = Placement::named(name).unwrap_err();
+            assert_eq!(error.exit_code(), 2);
+            error.to_string()
+        };
+        for name in ["cuda", "cuda:63"] {
+            let error = refused(name);
+            assert!(error.contains(name) && error.contains("--device cpu"), "{error}");
+            assert!(cfg!(feature = "cuda") || error.contains("--features train/cuda"), "{error}");
+        }
+        for name in ["metal", "cuda:", "cuda:x", "cuda0", "CPU", ""] {
+            assert!(refused(name).contains("cuda:N"), "{name}");
+        }
     }
 }

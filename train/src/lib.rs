@@ -169,6 +169,7 @@ fn summarise(config: &Config, student: &Student, plan: batcher::StepArithmetic, 
         tokens_per_second: outcome.tokens_per_second,
         dtype: Some(config.precision.to_string()),
         threads: config.threads,
+        device: Some(config.placement.to_string()),
         curves: config.out.join(report::CURVES_FILE),
         student: config.out.clone(),
     }

@@ -55,6 +55,12 @@ pub(crate) fn checkpoint_to_go_on_from(
         let (was, now) = (state.threads, config.threads);
         progress.say(&format!("--threads was {was}, now {now}: the last bits may differ from those of a run that never stopped"));
     }
+    let device = config.placement.to_string();
+    if state.device != device {
+        let was = &state.device;
+        let masks = "the last bits, and what dropout drops, differ from those of a run that never stopped";
+        progress.say(&format!("--device was {was}, now {device}: {masks}"));
+    }
     for name in ["epochs", "steps"].into_iter().filter(|name| state.settings.get(*name) != config.settings.get(*name)) {
         let said = |value: Option<&String>| value.cloned().unwrap_or("not given".to_owned());
         let (was, now) = (said(state.settings.get(name)), said(config.settings.get(name)));

@@ -56,6 +56,9 @@ pub struct Summary {
     pub dtype: Option<String>,
     /// Threads that computed.
     pub threads: usize,
+    /// What made the steps, as `--device` calls it; absent in summaries from before it was noted, which are of the processor.
+    #[serde(default)]
+    pub device: Option<String>,
     /// Where the curves are.
     pub curves: PathBuf,
     /// Where the student is.
@@ -250,6 +253,7 @@ mod tests {
             tokens_per_second: 7300.0,
             dtype: Some("fp32".to_owned()),
             threads: 2,
+            device: None,
             curves: "out/curves.svg".into(),
             student: "out".into(),
         }

@@ -1,5 +1,6 @@
 //! The loop: batches in, a better student out. The one place where the stages meet.
 
+mod engine;
 mod nonfinite;
 mod state;
 mod steps;
@@ -9,16 +10,18 @@ pub use steps::{DataPosition, plan};
 
 use crate::batcher::{Step, StepArithmetic};
 use crate::checkpoint::{Checkpoints, Snapshot};
+use crate::composed::Composed;
 use crate::config::{Config, EvaluationSource};
+use crate::device::Placement;
 use crate::evaluate::pass::for_each_batch;
 use crate::evaluate::{Evaluation, FullEvaluation, FullTally, NO_TOKENS, Subject, Tally, tokens};
-use crate::kernels::{DropoutPlan, ParameterRef};
-use crate::loss::{LossParts, PartValues, StepObjective};
+use crate::loss::{PartValues, StepObjective};
 use crate::metrics::{EvaluationMetrics, Line, MetricsLog, StepMetrics};
-use crate::optim::{AdamW, AdamWSettings, Schedule, measure};
+use crate::optim::Schedule;
 use crate::progress::Progress;
 use crate::stream::Selection;
-use crate::student::{HiddenObjective, Student};
+use crate::student::{Answers, HiddenObjective, Student};
+use engine::{Engine, Passes};
 use logitcache::cache::reader::Cache;
 use logitcache::error::{Error, Result};
 use nonfinite::{NonFinite, explain_evaluation};
@@ -70,7 +73,7 @@ fn held_out(config: &Config) -> Option<(&Cache, Selection)> {
     }
 }
 
-/// Measures the student on what is held out in every way there is; nothing where nothing is.
+/// Measures the student on what is held out in every way there is, where it was trained; nothing where nothing is.
 ///
 /// # Errors
 /// See [`evaluate`].
@@ -80,7 +83,16 @@ pub fn evaluate_fully(config: &Config, student: &Student, progress: &Progress) -
     if tokens.is_empty() {
         progress.say(NO_TOKENS);
     }
-    let mut tally = FullTally::new(Subject::new(cache.spec(), &student.config().class_names));
+    let composed;
+    let student: &dyn Answers = match &config.placement {
+        Placement::Kernels => student,
+        Placement::Composed { device, .. } => {
+            let hidden = HiddenObjective::last(config.student.num_hidden_layers);
+            composed = Composed::new(student, &hidden, device, config.precision).map_err(failed("--device"))?;
+            &composed
+        }
+    };
+    let mut tally = FullTally::new(Subject::new(cache.spec(), &config.student.class_names));
     for_each_batch(cache, selection, student, |batch, logits| tally.add(batch, logits))?;
     Ok(tally.finish(&tokens))
 }
@@ -89,9 +101,9 @@ pub fn evaluate_fully(config: &Config, student: &Student, progress: &Progress) -
 ///
 /// # Errors
 /// A shard that cannot be read, or a student whose logits are not finite.
-pub fn evaluate(config: &Config, student: &Student) -> Result<Option<Evaluation>> {
+pub fn evaluate(config: &Config, student: &dyn Answers) -> Result<Option<Evaluation>> {
     let Some((cache, selection)) = held_out(config) else { return Ok(None) };
-    let mut tally = Tally::new(&Subject::new(cache.spec(), &student.config().class_names));
+    let mut tally = Tally::new(&Subject::new(cache.spec(), &config.student.class_names));
     for_each_batch(cache, selection, student, |batch, logits| tally.add(batch, logits))?;
     Ok(tally.finish())
 }
@@ -162,13 +174,11 @@ pub fn train(
 struct Run<'a> {
     config: &'a Config,
     student: &'a Student,
-    hidden: HiddenObjective,
+    engine: Engine<'a>,
     plan: &'a StepArithmetic,
     log: &'a mut MetricsLog,
     checkpoints: &'a Checkpoints,
     progress: &'a Progress,
-    trainable: Vec<ParameterRef>,
-    optimiser: AdamW,
     schedule: Schedule,
     state: RunState,
     seconds_before: f64,
@@ -184,27 +194,11 @@ impl<'a> Run<'a> {
         (log, checkpoints): (&'a mut MetricsLog, &'a Checkpoints),
         progress: &'a Progress,
     ) -> Result<Self> {
-        let settings = AdamWSettings { weight_decay: config.weight_decay, ..AdamWSettings::default() };
         let Start { state, hidden, moments } = start;
-        let trainable = trainable(student, &hidden);
-        let optimiser = AdamW::new(settings, moments, &trainable)?;
+        let engine = Engine::new(config, student, hidden, moments)?;
         let schedule = Schedule::new(config.learning_rate, Schedule::warmup_steps(config.warmup, plan.steps)?, plan.steps)?;
         let (seconds_before, started) = (state.seconds, Instant::now());
-        Ok(Self {
-            config,
-            student,
-            hidden,
-            plan,
-            log,
-            checkpoints,
-            progress,
-            trainable,
-            optimiser,
-            schedule,
-            state,
-            seconds_before,
-            started,
-        })
+        Ok(Self { config, student, engine, plan, log, checkpoints, progress, schedule, state, seconds_before, started })
     }
 
     fn epoch(&self) -> f64 {
@@ -223,14 +217,14 @@ impl<'a> Run<'a> {
         let objective = StepObjective::new(&self.config.objective, (number, self.plan.steps), temperature, step.normalisers());
         // The last step of each turn is the exact one.
         let objective = objective.with_few_ids(!(number + 1).is_multiple_of(self.config.full_vocabulary_every));
-        let passes = accumulate_gradients((self.student, &self.hidden), step, &objective, &dropout)?;
+        let passes = self.engine.gradients(step, &objective, &dropout)?;
         let update_at = Instant::now();
-        let clipped = measure(&self.trainable, self.config.clip).map_err(failed("gradient norm"))?;
+        let clipped = self.engine.measure(self.config.clip)?;
         if !passes.parts.total.is_finite() || !clipped.norm.is_finite() {
             return self.skip(step, &objective, &passes, clipped.norm);
         }
         let learning_rate = self.schedule.learning_rate(number);
-        self.optimiser.update(&self.trainable, learning_rate, clipped.scale).map_err(failed("update"))?;
+        self.engine.update(learning_rate, clipped.scale)?;
         let tokens = step.normalisers().tokens as u64;
         let metrics = StepMetrics {
             loss: passes.parts.total,
@@ -258,7 +252,7 @@ impl<'a> Run<'a> {
             let last = self.checkpoints.list()?.pop().map(|(_, path)| path);
             return Err(described.refuse(self.state.skipped_steps, self.config.cache.directory(), last.as_deref()));
         }
-        self.trainable.iter().for_each(|parameter| parameter.zero_gradient());
+        self.engine.forget();
         self.state.step += 1;
         self.state.skipped_steps += 1;
         let (skipped, allowed) = (self.state.skipped_steps, self.config.skip_nonfinite);
@@ -280,7 +274,7 @@ impl<'a> Run<'a> {
     fn evaluate(&mut self) -> Result<()> {
         let began = Instant::now();
         let step = self.state.step;
-        let evaluated = evaluate(self.config, self.student).map_err(|error| {
+        let evaluated = evaluate(self.config, self.engine.student()).map_err(|error| {
             let last = self.checkpoints.list().ok().and_then(|mut all| all.pop()).map(|(_, path)| path);
             explain_evaluation(error, step, self.config.cache.directory(), last.as_deref())
         });
@@ -301,49 +295,17 @@ impl<'a> Run<'a> {
     /// A checkpoint of this moment.
     fn save(&mut self) -> Result<()> {
         self.state.seconds = self.elapsed_seconds();
+        let moments = self.engine.moments()?.clone();
         let snapshot = Snapshot {
             student: self.student,
-            trainable: &self.trainable,
-            moments: self.optimiser.moments(),
+            trainable: self.engine.trainable(),
+            moments: &moments,
             run: &self.state,
             steps_per_epoch: self.plan.steps_per_epoch,
             metrics_bytes: self.log.sync()?,
         };
         self.checkpoints.save(&snapshot).map(|_| ())
     }
-}
-
-/// What the passes of a step gave and took.
-struct Passes {
-    parts: LossParts,
-    forward_ms: f64,
-    backward_ms: f64,
-    /// The first micro-batch whose loss is not finite.
-    first_nonfinite: Option<usize>,
-}
-
-/// Forward and backward for each micro-batch. The gradients add up in the parameters; since every part is divided by the counts of the whole
-/// step, the sum does not depend on how the step was split.
-fn accumulate_gradients(
-    (student, hidden): (&Student, &HiddenObjective),
-    step: &Step,
-    objective: &StepObjective,
-    dropout: &DropoutPlan,
-) -> Result<Passes> {
-    let mut passes = Passes { parts: LossParts::default(), forward_ms: 0.0, backward_ms: 0.0, first_nonfinite: None };
-    for (index, batch) in step.micro_batches.iter().enumerate() {
-        let forward_at = Instant::now();
-        let (loss, parts) = student.mapped_loss(batch, objective, hidden, dropout).map_err(failed("forward pass"))?;
-        if !parts.total.is_finite() {
-            passes.first_nonfinite.get_or_insert(index);
-        }
-        passes.parts += parts;
-        passes.forward_ms += milliseconds(forward_at);
-        let backward_at = Instant::now();
-        loss.backward().map_err(failed("backward pass"))?;
-        passes.backward_ms += milliseconds(backward_at);
-    }
-    Ok(passes)
 }
 
 fn milliseconds(since: Instant) -> f64 {

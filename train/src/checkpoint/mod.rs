@@ -60,6 +60,9 @@ pub struct State {
     pub settings: BTreeMap<String, String>,
     /// Threads that computed; another number may change the last bits.
     pub threads: usize,
+    /// The device that computed, as `--device` calls it; states from before there was another than `cpu` do not say it.
+    #[serde(default = "cpu")]
+    pub device: String,
     /// The epoch of the next step, from 0.
     pub epoch: u64,
     /// Steps of that epoch that are done.
@@ -74,6 +77,10 @@ pub struct State {
     pub files: BTreeMap<String, FileRecord>,
 }
 
+fn cpu() -> String {
+    "cpu".to_owned()
+}
+
 /// The checkpoints of a run.
 #[derive(Clone, Debug)]
 pub struct Checkpoints {
@@ -82,6 +89,7 @@ pub struct Checkpoints {
     teacher_files: PathBuf,
     settings: BTreeMap<String, String>,
     threads: usize,
+    device: String,
     keep: usize,
 }
 
@@ -94,6 +102,7 @@ impl Checkpoints {
             teacher_files: config.teacher_folder(),
             settings: config.settings.clone(),
             threads: config.threads,
+            device: config.placement.to_string(),
             keep: config.keep,
         }
     }

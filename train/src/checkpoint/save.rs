@@ -63,6 +63,7 @@ impl Checkpoints {
             format_version: FORMAT_VERSION,
             settings: self.settings.clone(),
             threads: self.threads,
+            device: self.device.clone(),
             epoch: run.step / steps_per_epoch.max(1),
             step_in_epoch: run.step % steps_per_epoch.max(1),
             optimizer_steps: moments.step,

@@ -27,7 +27,9 @@ impl Angles {
         let table = rotary.table::<f64>(longest);
         let rows: Vec<_> = (0..longest).map(|position| table.at(position)).collect();
         let upload = |numbers: Vec<f64>| {
-            Tensor::from_vec(numbers, (1, longest, 1, half), &candle_core::Device::Cpu)?.to_dtype(place.mask.dtype())?.to_device(place.mask.device())
+            Tensor::from_vec(numbers, (1, longest, 1, half), &candle_core::Device::Cpu)?
+                .to_dtype(place.mask.dtype())?
+                .to_device(place.mask.device())
         };
         let cosines = rows.iter().flat_map(|(cosines, _)| cosines.iter().copied()).collect();
         let sines = rows.iter().flat_map(|(_, sines)| sines.iter().copied()).collect();

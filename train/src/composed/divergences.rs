@@ -4,9 +4,9 @@
 //! With x = (z - m) / T for logits z and their largest m, a row is its stored ids' x, the sum of exp(x) over the others, and their x summed. All of
 //! it is small, `[rows, k]`, so that differentiating it costs little beside the product with the decoder.
 
+use crate::kernels::HeadTargets;
 use crate::loss::ghost_kl::TeacherMass;
 use crate::loss::{Part, StepObjective, Tail};
-use crate::kernels::HeadTargets;
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use rayon::prelude::*;
 

@@ -20,7 +20,12 @@ pub(super) fn off(_site: DropoutSite, _shape: &[usize]) -> Result<Option<Tensor>
 
 /// Factors drawn on `device`, whose generator first begins at what `plan`, with its seed and step, and the number of the micro-batch say: a run
 /// that goes on draws what it would have drawn. The masks are others than the kernels', which depend on the sequence, not on its batch.
-pub(super) fn drawn(plan: &DropoutPlan, micro_batch: usize, dtype: DType, device: &Device) -> Result<impl Fn(DropoutSite, &[usize]) -> Result<Option<Tensor>>> {
+pub(super) fn drawn(
+    plan: &DropoutPlan,
+    micro_batch: usize,
+    dtype: DType,
+    device: &Device,
+) -> Result<impl Fn(DropoutSite, &[usize]) -> Result<Option<Tensor>>> {
     let (hidden, attention, device) = (plan.hidden, plan.attention, device.clone());
     if hidden > 0.0 || attention > 0.0 {
         device.set_seed(RandomStream::new(plan.seed, Purpose::Dropout, &[plan.step, micro_batch as u64]).at(0))?;

@@ -50,9 +50,9 @@ use vectors::{cosine_loss, squared_loss, teacher_rows};
 /// A student on a device of candle, with what its hidden states are compared with.
 pub struct Composed<'a> {
     config: &'a StudentConfig,
-    hidden: &'a HiddenObjective,
+    hidden: HiddenObjective,
     /// The student's, then the projections'.
-    parameters: &'a [ParameterRef],
+    parameters: Vec<ParameterRef>,
     values: Values,
 }
 
@@ -71,20 +71,15 @@ pub struct Training<'a> {
 }
 
 impl<'a> Composed<'a> {
-    /// Copies of `parameters`, which are `student`'s and then `hidden`'s, on `device`, in the number type they have. Under [`Precision::Bf16`] both
+    /// Copies of `student`'s parameters and of `hidden`'s on `device`, in the number type they have. Under [`Precision::Bf16`] both
     /// operands of every linear map are rounded to bf16, and so is its result.
     ///
     /// # Errors
     /// Whatever the device refuses, such as more than its memory holds.
-    pub fn new(
-        student: &'a Student,
-        hidden: &'a HiddenObjective,
-        parameters: &'a [ParameterRef],
-        device: &Device,
-        precision: Precision,
-    ) -> Result<Self> {
-        let values = Values::upload(student.config(), parameters, device, precision)?;
-        Ok(Self { config: student.config(), hidden, parameters, values })
+    pub fn new(student: &'a Student, hidden: &HiddenObjective, device: &Device, precision: Precision) -> Result<Self> {
+        let parameters: Vec<ParameterRef> = student.parameters().iter().chain(hidden.parameters()).cloned().collect();
+        let values = Values::upload(student.config(), &parameters, device, precision)?;
+        Ok(Self { config: student.config(), hidden: hidden.clone(), parameters, values })
     }
 
     /// To be trained with `settings`, from `moments` on.
@@ -92,7 +87,7 @@ impl<'a> Composed<'a> {
     /// # Errors
     /// Moments of other parameters; whatever the device refuses.
     pub fn train(self, settings: AdamWSettings, moments: &Moments) -> Result<Training<'a>> {
-        optimiser::check(moments, self.parameters)?;
+        optimiser::check(moments, &self.parameters)?;
         let optimiser = Optimiser::new(settings, moments, &self.values)?;
         Ok(Training { composed: self, optimiser })
     }
@@ -119,6 +114,9 @@ impl<'a> Composed<'a> {
     /// The loss of a micro-batch, as a scalar to differentiate, none where nothing is taught; and the values of the parts, `[PARTS]`. The scalar's
     /// gradients are those of the weighted total, its value is not.
     fn loss(&self, batch: &Batch, step: &StepObjective, factors: &Factors<'_>) -> Result<(Option<Tensor>, Tensor)> {
+        if step.few_ids {
+            candle_core::bail!("few ids of a vocabulary, which the kernels alone can count");
+        }
         let place = self.place(batch)?;
         let states = self.states(&self.values, &place, factors)?;
         let head = Head { config: self.config, values: &self.values, place: &place, batch };
@@ -148,7 +146,7 @@ impl<'a> Composed<'a> {
                 candle_core::bail!("state {student} of {own} of the student is compared with place {teacher} of {read} of the teacher");
             };
             let state = match projection {
-                Some(projection) => self.values.project(state, projection, self.parameters)?,
+                Some(projection) => self.values.project(state, projection, &self.parameters)?,
                 None => state.clone(),
             };
             let teacher = teacher_rows(teacher, &state)?;
@@ -176,7 +174,7 @@ impl Answers for Composed<'_> {
 
 impl Training<'_> {
     /// The student, to be measured.
-    pub fn student(&self) -> &impl Answers {
+    pub fn student(&self) -> &dyn Answers {
         &self.composed
     }
 
@@ -220,7 +218,7 @@ impl Training<'_> {
     /// # Errors
     /// Whatever the device refuses.
     pub fn download(&self) -> Result<Moments> {
-        self.composed.values.download(self.composed.parameters)?;
+        self.composed.values.download(&self.composed.parameters)?;
         self.optimiser.download()
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::kernels::{Activation, Precision};
 use candle_core::{D, DType, Result, Tensor};
-use std::f64::consts::{FRAC_2_PI, FRAC_1_SQRT_2};
+use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_PI};
 
 /// `[rows, out]`: `x` `[rows, in]` times `weight` `[out, in]`, transposed; `[in, out]` and as it is where `inputs_first`. Under bf16 both are
 /// rounded to it, the product is rounded once more, and so is everything on the way back.
@@ -82,7 +82,8 @@ mod tests {
 
     #[test]
     fn masked_scores_have_no_probability_and_far_ones_stay_finite() {
-        let scores = Tensor::new(&[[1e4f32, f32::NEG_INFINITY, 1e4], [-1e4, f32::NEG_INFINITY, f32::NEG_INFINITY]], &candle_core::Device::Cpu);
+        let scores =
+            Tensor::new(&[[1e4f32, f32::NEG_INFINITY, 1e4], [-1e4, f32::NEG_INFINITY, f32::NEG_INFINITY]], &candle_core::Device::Cpu);
         let x = Var::from_tensor(&scores.unwrap()).unwrap();
         let y = softmax(&x).unwrap();
         assert_eq!(numbers(&y), [0.5, 0.0, 0.5, 1.0, 0.0, 0.0]);

@@ -21,7 +21,8 @@ impl Optimiser {
     pub(super) fn new(settings: AdamWSettings, moments: &Moments, values: &Values) -> Result<Self> {
         let upload = |moments: &[Vec<f32>]| -> Result<Vec<Var>> {
             let each = moments.iter().zip(values.vars());
-            each.map(|(moment, var)| Var::from_tensor(&Tensor::from_slice(moment, var.shape(), var.device())?.to_dtype(var.dtype())?)).collect()
+            each.map(|(moment, var)| Var::from_tensor(&Tensor::from_slice(moment, var.shape(), var.device())?.to_dtype(var.dtype())?))
+                .collect()
         };
         let gradients = vec![None; values.vars().len()];
         Ok(Self { settings, step: moments.step, first: upload(&moments.first)?, second: upload(&moments.second)?, gradients })
@@ -75,7 +76,8 @@ impl Optimiser {
                 Some(gradient) => (gradient * gradient_scale)?,
                 None => var.zeros_like()?,
             };
-            let (value, first, second) = (var.as_detached_tensor(), self.first[index].as_detached_tensor(), self.second[index].as_detached_tensor());
+            let (value, first, second) =
+                (var.as_detached_tensor(), self.first[index].as_detached_tensor(), self.second[index].as_detached_tensor());
             let first = (&first + ((&gradient - &first)? * (1.0 - beta_1))?)?;
             let second = (&second + ((gradient.sqr()? - &second)? * (1.0 - beta_2))?)?;
             let root = ((second.sqrt()? * root_correction)? + epsilon)?;

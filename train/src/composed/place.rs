@@ -62,7 +62,10 @@ impl Place {
             }
             None => {
                 let lengths = sequences.map(|sequence| packing.range(sequence).len());
-                (lengths.flat_map(|length| (0..longest).map(move |key| hidden(key >= length))).collect(), [packing.sequences(), 1, 1, longest])
+                (
+                    lengths.flat_map(|length| (0..longest).map(move |key| hidden(key >= length))).collect(),
+                    [packing.sequences(), 1, 1, longest],
+                )
             }
         };
         Ok(Self {

@@ -25,8 +25,8 @@ fn kernel_factors<'a>(config: &'a StudentConfig, batch: &'a Batch, plan: &'a Dro
         DropoutSite::Attention(_) => Ok(Some(attention_factors(&all, plan, site, shape))),
         _ => {
             // A sequence's class is read off one row, which is then a sequence of its own.
-            let of_firsts = config.task == Task::SequenceClassification
-                && matches!(site, DropoutSite::Classifier | DropoutSite::ClassifierInput);
+            let of_firsts =
+                config.task == Task::SequenceClassification && matches!(site, DropoutSite::Classifier | DropoutSite::ClassifierInput);
             let firsts = || Packing::new(&(0..=shape[0]).collect::<Vec<_>>(), &batch.sequence_ids, &batch.passes).unwrap();
             let packing: Arc<Packing> = if of_firsts { firsts() } else { all.clone() };
             dropout(&Tensor::ones(shape, DType::F64, &Device::Cpu)?, &packing, plan, site).map(Some)
@@ -37,7 +37,9 @@ fn kernel_factors<'a>(config: &'a StudentConfig, batch: &'a Batch, plan: &'a Dro
 fn attention_factors(packing: &Packing, plan: &DropoutPlan, site: DropoutSite, shape: &[usize]) -> Tensor {
     let [sequences, heads, longest, _] = shape.try_into().unwrap();
     let mut factors = vec![1.0f64; shape.iter().product()];
-    let Some(rate) = Rate::new("attention", plan.attention).unwrap() else { return Tensor::from_vec(factors, shape, &Device::Cpu).unwrap() };
+    let Some(rate) = Rate::new("attention", plan.attention).unwrap() else {
+        return Tensor::from_vec(factors, shape, &Device::Cpu).unwrap();
+    };
     for (sequence, head) in (0..sequences).flat_map(|sequence| (0..heads).map(move |head| (sequence, head))) {
         let (length, stream) = (packing.range(sequence).len(), stream_of(plan, packing, sequence, site, head));
         for row in 0..length {
@@ -69,14 +71,15 @@ fn assert_equal(config: StudentConfig, step: &Step, loss: &str, pairs: &[HiddenP
     let hidden = HiddenObjective::new(pairs, (student.config().hidden_size, teacher_width), DType::F64, 1).unwrap();
     let parameters: Vec<ParameterRef> = student.parameters().iter().chain(hidden.parameters()).cloned().collect();
     let objective = StepObjective::new(&loss.parse().unwrap(), (0, 1), TEMPERATURE, step.normalisers());
-    let composed = Composed::new(&student, &hidden, &parameters, &Device::Cpu, Precision::Single).unwrap();
+    let composed = Composed::new(&student, &hidden, &Device::Cpu, Precision::Single).unwrap();
     let mut training = composed.train(AdamWSettings::default(), &Moments::zeros(&parameters)).unwrap();
     for batch in &step.micro_batches {
         let (scalar, expected) = student.mapped_loss(batch, &objective, &hidden, &PLAN).unwrap();
         scalar.backward().unwrap();
         let (scalar, values) = training.composed.loss(batch, &objective, &kernel_factors(student.config(), batch, &PLAN)).unwrap();
         training.optimiser.add_gradients(&scalar.unwrap(), &training.composed.values).unwrap();
-        let expected: Vec<f64> = Part::ALL.iter().map(|part| if objective.weights.has(*part) { expected.get(*part) } else { 0.0 }).collect();
+        let expected: Vec<f64> =
+            Part::ALL.iter().map(|part| if objective.weights.has(*part) { expected.get(*part) } else { 0.0 }).collect();
         assert_close(&format!("parts of {what}"), &numbers(&values), &expected, 1e-10, 1e-12);
     }
     let mut squares = 0.0;
@@ -175,7 +178,7 @@ fn answers_are_the_kernels() {
     for (batch, config) in language_models.chain(students().into_iter().map(|(config, _)| (taught(&config), config))) {
         let student = student(config, DType::F64);
         let hidden = HiddenObjective::last(student.config().num_hidden_layers);
-        let composed = Composed::new(&student, &hidden, student.parameters(), &Device::Cpu, Precision::Single).unwrap();
+        let composed = Composed::new(&student, &hidden, &Device::Cpu, Precision::Single).unwrap();
         let of_vectors = student.config().task == Task::SentenceEmbedding;
         let (found, expected, other) = match of_vectors {
             true => (composed.embeddings(&batch), student.embeddings(&batch), composed.logits(&batch)),
@@ -195,7 +198,7 @@ fn what_is_out_of_range_is_refused_before_the_device_sees_it() {
     let refused = |config: &StudentConfig, batch: Batch, loss: &str| {
         let student = student(config.clone(), DType::F64);
         let hidden = HiddenObjective::last(config.num_hidden_layers);
-        let composed = Composed::new(&student, &hidden, student.parameters(), &Device::Cpu, Precision::Single).unwrap();
+        let composed = Composed::new(&student, &hidden, &Device::Cpu, Precision::Single).unwrap();
         let counts = Normalisers { asked: 20, labelled: 20, tokens: 20, sequences: 3 };
         let objective = StepObjective::new(&loss.parse().unwrap(), (0, 1), TEMPERATURE, counts);
         composed.loss(&batch, &objective, &off).unwrap_err().to_string()

@@ -2,7 +2,7 @@
 
 use super::operations::{layer_norm, product};
 use crate::kernels::{Affine, ParameterRef, Precision};
-use crate::student::{ParameterSpec, Role, layout, StudentConfig};
+use crate::student::{ParameterSpec, Role, StudentConfig, layout};
 use candle_core::{DType, Device, Error, Result, Tensor, Var};
 
 /// The parameters of a student and of the projections beside it, in the optimiser's order.
@@ -19,7 +19,8 @@ pub(super) struct Values {
 impl Values {
     /// Copies of `parameters`, of which the first are those of `config` in the order of its layout.
     pub(super) fn upload(config: &StudentConfig, parameters: &[ParameterRef], device: &Device, precision: Precision) -> Result<Self> {
-        let vars: Vec<Var> = parameters.iter().map(|each| Var::from_tensor(&each.value().detach().to_device(device)?)).collect::<Result<_>>()?;
+        let vars: Vec<Var> =
+            parameters.iter().map(|each| Var::from_tensor(&each.value().detach().to_device(device)?)).collect::<Result<_>>()?;
         let tensors = vars.iter().map(|var| var.as_tensor().clone()).collect();
         Ok(Self { specs: layout(config), vars, tensors, precision })
     }

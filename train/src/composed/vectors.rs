@@ -65,7 +65,8 @@ pub(super) fn output_losses(logits: &Tensor, batch: &Batch, problem: Problem, st
         candle_core::bail!("{} ids and {} largest logits for {rows} rows of {classes} classes", top_ids.len(), max_logit.len());
     }
     below("class", top_ids, classes)?;
-    let upload = |numbers: Vec<f64>| Tensor::from_vec(numbers, (rows, classes), &Device::Cpu)?.to_dtype(logits.dtype())?.to_device(logits.device());
+    let upload =
+        |numbers: Vec<f64>| Tensor::from_vec(numbers, (rows, classes), &Device::Cpu)?.to_dtype(logits.dtype())?.to_device(logits.device());
     let mut by_class = vec![0.0; rows * classes];
     for (row, largest) in max_logit.iter().enumerate() {
         let columns = row * classes..(row + 1) * classes;

@@ -17,13 +17,13 @@ pub enum Precision {
 const NAMES: [(&str, Precision); 2] = [("fp32", Precision::Single), ("bf16", Precision::Bf16)];
 
 impl Precision {
-    /// The precision called `name`, if this processor has the instructions for it.
+    /// The precision called `name`, if what multiplies has the instructions for it: this processor, or, not `on_processor`, a GPU.
     ///
     /// # Errors
-    /// [`Error::Usage`] for another name, and for `bf16` where the processor lacks AVX512-BF16: the arithmetic would be no faster than that of
+    /// [`Error::Usage`] for another name, and for `bf16` on a processor without AVX512-BF16: the arithmetic would be no faster than that of
     /// `fp32`.
-    pub fn check(name: &str) -> Result<Self> {
-        Self::named(name, has_bf16())
+    pub fn check(name: &str, on_processor: bool) -> Result<Self> {
+        Self::named(name, !on_processor || has_bf16())
     }
 
     fn named(name: &str, has_bf16: bool) -> Result<Self> {
@@ -63,7 +63,7 @@ mod tests {
             assert_eq!(Precision::named(name, true).unwrap(), precision);
             assert_eq!(precision.to_string(), name);
         }
-        assert_eq!(Precision::check("fp32").unwrap(), Precision::default());
+        assert_eq!(Precision::check("fp32", true).unwrap(), Precision::default());
     }
 
     #[test]

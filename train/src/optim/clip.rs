@@ -18,6 +18,13 @@ pub struct Clipped {
     pub scale: f64,
 }
 
+impl Clipped {
+    /// For gradients of this norm, to be limited to `max_norm` as `torch.nn.utils.clip_grad_norm_` does: min(1, `max_norm` / (norm + 1e-6)).
+    pub fn new(norm: f64, max_norm: f64) -> Self {
+        Self { norm, scale: (max_norm / (norm + EPSILON)).min(1.0) }
+    }
+}
+
 /// The norm of all gradients together, and the factor min(1, `max_norm` / (norm + 1e-6)) that `torch.nn.utils.clip_grad_norm_` applies. The
 /// gradients stay as they are: the optimiser multiplies on its way through. Summed in double precision over a fixed partition.
 ///
@@ -31,8 +38,7 @@ pub fn measure(parameters: &[ParameterRef], max_norm: f64) -> Result<Clipped> {
             partial.into_iter().sum::<f64>()
         })?;
     }
-    let norm = squares.sqrt();
-    Ok(Clipped { norm, scale: (max_norm / (norm + EPSILON)).min(1.0) })
+    Ok(Clipped::new(squares.sqrt(), max_norm))
 }
 
 /// Eight running sums, so that the additions need not wait for each other.

@@ -14,13 +14,15 @@ use logitcache::seed::{Purpose, RandomStream};
 /// weight.
 type HiddenLoss = fn(&Tensor, &[f32], f64, usize) -> candle_core::Result<(Tensor, f64)>;
 
-/// What the student's hidden states are compared with.
+/// What the student's hidden states are compared with. A copy shares its projections' parameters.
+#[derive(Clone)]
 pub struct HiddenObjective {
     pairs: Vec<Comparison>,
     /// Weight, bias, weight, bias, ... of the projections, in the order of the pairs.
     parameters: Vec<ParameterRef>,
 }
 
+#[derive(Clone)]
 struct Comparison {
     /// The student's state.
     student: usize,

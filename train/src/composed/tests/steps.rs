@@ -39,7 +39,7 @@ fn ten_steps_are_the_kernels() {
         let (student, hidden) = start();
         let parameters = trainable(&student, &hidden);
         let first = values(&parameters);
-        let composed = || Composed::new(&student, &hidden, &parameters, &Device::Cpu, Precision::Single).unwrap();
+        let composed = || Composed::new(&student, &hidden, &Device::Cpu, Precision::Single).unwrap();
         let mut training = composed().train(SETTINGS, &Moments::zeros(&parameters)).unwrap();
         let mut found = Vec::new();
         for number in 0..10 {
@@ -63,7 +63,8 @@ fn ten_steps_are_the_kernels() {
             let name = parameters[index].name();
             assert_ne!(found, &first[index], "{name} has moved");
             // AdamW takes a slope that is nothing but rounding, a key's bias's, for one like any other.
-            let rounding = name.contains("k_lin.bias") || name.contains("key.bias") || name.contains("k_proj.bias") || name.contains("c_attn.bias");
+            let rounding =
+                name.contains("k_lin.bias") || name.contains("key.bias") || name.contains("k_proj.bias") || name.contains("c_attn.bias");
             assert_close(name, found, expected, 1e-5, if rounding { 1e-1 } else { 2e-5 });
         }
         assert_eq!(moments.step, 10);
@@ -86,7 +87,7 @@ fn bf16_is_near_single_precision_and_reaches_every_linear_map() {
         let hidden = HiddenObjective::last(config.num_hidden_layers);
         let objective = StepObjective::new(&"ce=5,mlm=2,cos=1".parse().unwrap(), (0, 1), TEMPERATURE, step.normalisers());
         let run = |precision| {
-            let composed = Composed::new(&student, &hidden, student.parameters(), &Device::Cpu, precision).unwrap();
+            let composed = Composed::new(&student, &hidden, &Device::Cpu, precision).unwrap();
             let mut training = composed.train(SETTINGS, &Moments::zeros(student.parameters())).unwrap();
             let found = training.gradients(&step, &objective, &DropoutPlan::off()).unwrap();
             let gradients = training.optimiser.gradients().iter().map(|each| each.as_ref().map(numbers).unwrap_or_default());
