@@ -4,7 +4,7 @@
 //! - [`stream`]: rows of the cache in a seeded order, read ahead.
 //! - [`batcher`]: rows packed into micro-batches and steps.
 //! - [`kernels`], [`student`], [`loss`]: fused operations with backward passes, the model made of them, what it is taught.
-//! - [`composed`]: the same of candle's own operations, for a GPU.
+//! - [`composed`]: the same student of candle's own operations, for a GPU.
 //! - [`optim`]: clipping, AdamW, the learning-rate schedule.
 //! - [`trainer`]: the loop, where the stages meet.
 //! - [`checkpoint`], [`resume`]: what a run needs to go on as if it had never stopped, and where it begins.

@@ -137,7 +137,7 @@ pub struct ObjectiveArguments {
     #[arg(long, value_name = "K")]
     pub top_k: Option<usize>,
     /// Steps from one that counts every id of the vocabulary to the next; those between count the ids alone that their micro-batch stores or
-    /// answers with, which makes them cheaper where the vocabulary is large, and an approximation. 1: every step is exact
+    /// answers with, which makes them cheaper where the vocabulary is large, and an approximation. 1: every step is exact; --device cuda takes no other
     #[arg(long, value_name = "STEPS", default_value_t = 1)]
     pub full_vocabulary_every: u64,
 }
@@ -159,8 +159,8 @@ pub struct OptimisationArguments {
     /// Micro-batches of an optimiser step
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub accumulate: u64,
-    /// What the products of the student's linear maps read: fp32, or bf16, rounded from fp32 on the way (needs AVX512-BF16). Parameters, sums
-    /// and checkpoints are fp32 either way
+    /// What the products of the student's linear maps read: fp32, or bf16, rounded from fp32 on the way (on a processor this needs AVX512-BF16; on
+    /// a GPU what they give is rounded too). Parameters, moments and checkpoints are fp32 either way
     #[arg(long, value_name = "NAME", default_value = "fp32")]
     pub dtype: String,
     /// Largest learning rate
@@ -187,7 +187,7 @@ pub struct OptimisationArguments {
 pub struct CheckpointArguments {
     /// Steps between two checkpoints [default: once an epoch]; there is always one at the end and on Ctrl-C or SIGTERM. The same command goes
     /// on from the newest. May change when it does: --steps and --epochs (learning rate and loss weights then follow the new length), --threads (the last
-    /// bits may differ), --log-every, --eval-every, --skip-nonfinite, --quiet, --keep and this one
+    /// bits may differ), --device (so does what dropout drops), --log-every, --eval-every, --skip-nonfinite, --quiet, --keep and this one
     #[arg(long, value_name = "STEPS")]
     pub checkpoint_every: Option<u64>,
     /// Checkpoints that stay: so many last ones, and the best of those made at an evaluation (the least divergence from the teacher)
@@ -209,7 +209,9 @@ pub struct MachineArguments {
     /// Threads that compute [default: one per processor]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
-    /// Where the arithmetic runs
+    /// Where steps and evaluations run: cpu, or cuda, the first GPU, or cuda:1, the second and so on, for which the program must be built with
+    /// --features train/cuda. A GPU trains every family and loss, with --full-vocabulary-every 1 alone; what it drops by --dropout is not what a
+    /// processor drops. It has not been run on a GPU yet
     #[arg(long, value_name = "NAME", default_value = "cpu")]
     pub device: String,
     /// Steps between two lines of the log
