@@ -48,13 +48,13 @@ impl Head<'_> {
     /// parts' values.
     pub(super) fn loss(&self, state: &Tensor, step: &StepObjective, factors: &Factors<'_>) -> Result<Option<Losses>> {
         let of_vectors = self.config.task == Task::SentenceEmbedding;
-        let (own, foreign): (fn(Part) -> bool, fn(Part) -> bool) =
-            if of_vectors { (Part::is_of_embeddings, Part::is_of_logits) } else { (Part::is_of_logits, Part::is_of_embeddings) };
-        if step.weights.any(foreign) {
+        let (logits, vectors) = (step.weights.any(Part::is_of_logits), step.weights.any(Part::is_of_embeddings));
+        let foreign = if of_vectors { logits } else { vectors };
+        if foreign {
             candle_core::bail!("a loss of {} for a student that has none", if of_vectors { "logits" } else { "vectors" });
         }
         let rows = if of_vectors { self.batch.sequence_ids.len() } else { self.batch.asked.len() };
-        if !step.weights.any(own) || rows == 0 {
+        if !(logits || vectors) || rows == 0 {
             return Ok(None);
         }
         if of_vectors {

@@ -17,7 +17,7 @@
 //! | `vectors` | losses of states, of vectors, of numbers; pooling |
 //! | `optimiser` | AdamW |
 //!
-//! Linear maps run on packed rows; the attention alone pads sequences to the longest of a micro-batch. A step waits for the device once, for the
+//! Linear maps run on packed rows; the attention alone pads sequences to the longest of a micro-batch. A step fetches from the device once: the
 //! values of its losses and the norm of its gradient together.
 
 mod attention;
@@ -40,7 +40,7 @@ use crate::loss::{LossParts, PARTS, Part, StepObjective};
 use crate::optim::{AdamWSettings, Moments};
 use crate::student::{Answers, HiddenObjective, Student, StudentConfig};
 use candle_core::{DType, Device, Result, Tensor};
-use dropout::{Factors, drawn, off};
+use dropout::{Factors, drawn, off, seed};
 use heads::{Head, RowLoss, weighted};
 use optimiser::Optimiser;
 use place::Place;
@@ -188,8 +188,8 @@ impl Training<'_> {
         let (device, dtype) = (composed.values.device().clone(), composed.values.dtype());
         let mut numbers = Vec::with_capacity(step.micro_batches.len() + 1);
         for (index, batch) in step.micro_batches.iter().enumerate() {
-            let factors = drawn(plan, index, dtype, &device)?;
-            let (loss, values) = composed.loss(batch, objective, &factors)?;
+            seed(plan, index, &device)?;
+            let (loss, values) = composed.loss(batch, objective, &drawn(*plan, dtype, &device))?;
             loss.iter().try_for_each(|loss| optimiser.add_gradients(loss, &composed.values))?;
             numbers.push(values);
         }

@@ -47,7 +47,7 @@ impl<'a> Engine<'a> {
             Placement::Composed { device, .. } => {
                 let composed = Composed::new(student, &hidden, device, config.precision);
                 let training = composed.and_then(|composed| composed.train(settings, optimiser.moments())).map_err(failed("--device"))?;
-                Self::Composed { training: Box::new(training), trainable, norm: 0.0, moments: optimiser.moments().clone() }
+                Self::Composed { training: Box::new(training), trainable, norm: 0.0, moments: Moments::default() }
             }
         })
     }
