@@ -1,5 +1,7 @@
 //! One binary for all end-to-end tests: linking is slow, once.
 
+#[path = "suite/composed.rs"]
+mod composed;
 #[path = "suite/config_file.rs"]
 mod config_file;
 #[path = "suite/corpora.rs"]

@@ -176,6 +176,11 @@ impl Config {
         Ok(config)
     }
 
+    /// The same run with its steps made elsewhere: for those who call the library. The flags choose between the kernels and a GPU.
+    pub fn with_placement(self, placement: Placement) -> Self {
+        Self { placement, ..self }
+    }
+
     /// The folder with the teacher's configuration and tokenizer files.
     pub fn teacher_folder(&self) -> PathBuf {
         self.cache.directory().join(TEACHER_FOLDER)

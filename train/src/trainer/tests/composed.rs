@@ -6,9 +6,8 @@ use crate::output::RunRecord;
 use candle_core::Device;
 
 /// `config`, with the steps made by candle's operations. No flag says so: on the processor the kernels are there.
-fn composed(mut config: Config) -> Config {
-    config.placement = Placement::Composed { device: Device::Cpu, name: "composed".to_owned() };
-    config
+fn composed(config: Config) -> Config {
+    config.with_placement(Placement::Composed { device: Device::Cpu, name: "composed".to_owned() })
 }
 
 fn lines(out: &Path) -> Vec<Line> {
