@@ -146,7 +146,7 @@ fn flags_out_of_range_are_named() {
         (&["--epochs", "0"], "--epochs"),
         (&["--eval-fraction", "1"], "--eval-fraction"),
         (&["--eval-every", "0"], "--eval-every"),
-        (&["--device", "cuda"], "--device"),
+        (&["--device", "cuda:63"], "--device"),
     ];
     for (extra, flag) in cases {
         assert_names(&refusal(&SmallCache::default(), extra, 2), &[flag]);

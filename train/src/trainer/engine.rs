@@ -9,7 +9,7 @@ use crate::kernels::{DropoutPlan, ParameterRef};
 use crate::loss::{LossParts, StepObjective};
 use crate::optim::{AdamW, AdamWSettings, Clipped, Moments, measure};
 use crate::student::{Answers, HiddenObjective, Student};
-use logitcache::error::Result;
+use logitcache::error::{Error, Result};
 use std::time::Instant;
 
 /// One of the two, with the optimiser.
@@ -73,7 +73,7 @@ impl<'a> Engine<'a> {
             Self::Kernels { student, hidden, .. } => accumulate_gradients((student, hidden), step, objective, dropout),
             Self::Composed { training, norm, .. } => {
                 let began = Instant::now();
-                let gradients = training.gradients(step, objective, dropout).map_err(failed("passes"))?;
+                let gradients = training.gradients(step, objective, dropout).map_err(|error| refused(&error.to_string()))?;
                 *norm = gradients.norm;
                 let mut parts = LossParts::default();
                 gradients.parts.iter().for_each(|of_batch| parts += *of_batch);
@@ -120,6 +120,15 @@ impl<'a> Engine<'a> {
     }
 }
 
+/// A step that the device did not make.
+fn refused(error: &str) -> Error {
+    if error.contains("OUT_OF_MEMORY") {
+        let remedy = "use a smaller --batch-tokens and a larger --accumulate: the steps stay what they are";
+        return Error::usage("--batch-tokens", "micro-batches that fit the device's memory", error, remedy);
+    }
+    Error::invalid("passes", "a result", error)
+}
+
 /// Forward and backward by the kernels. The gradients add up in the parameters; since every part is divided by the counts of the whole step, the
 /// sum does not depend on how the step was split.
 pub(super) fn accumulate_gradients(
@@ -142,4 +151,16 @@ pub(super) fn accumulate_gradients(
         passes.backward_ms += milliseconds(backward_at);
     }
     Ok(passes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_without_memory_names_the_flag_that_asks_for_less() {
+        let error = refused("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")");
+        assert!(error.exit_code() == 2 && error.to_string().contains("--batch-tokens"), "{error}");
+        assert!(refused("id 13 of 13").to_string().contains("id 13 of 13"));
+    }
 }
