@@ -295,11 +295,11 @@ impl<'a> Run<'a> {
     /// A checkpoint of this moment.
     fn save(&mut self) -> Result<()> {
         self.state.seconds = self.elapsed_seconds();
-        let moments = self.engine.moments()?.clone();
+        self.engine.bring_back()?;
         let snapshot = Snapshot {
             student: self.student,
             trainable: self.engine.trainable(),
-            moments: &moments,
+            moments: self.engine.moments(),
             run: &self.state,
             steps_per_epoch: self.plan.steps_per_epoch,
             metrics_bytes: self.log.sync()?,

@@ -52,7 +52,7 @@ impl<'a> Engine<'a> {
         })
     }
 
-    /// All that is trained, on the processor: as it is with the kernels, and as [`moments`](Self::moments) last brought it back with the other.
+    /// All that is trained, on the processor: as it is with the kernels, and as [`bring_back`](Self::bring_back) last left it with the other.
     pub(super) fn trainable(&self) -> &[ParameterRef] {
         match self {
             Self::Kernels { trainable, .. } | Self::Composed { trainable, .. } => trainable,
@@ -108,14 +108,19 @@ impl<'a> Engine<'a> {
         }
     }
 
-    /// The optimiser's memory; the student on the processor then has the values that belong to it.
-    pub(super) fn moments(&mut self) -> Result<&Moments> {
+    /// Gives the student on the processor the values of this moment, and [`moments`](Self::moments) those that belong to them.
+    pub(super) fn bring_back(&mut self) -> Result<()> {
+        if let Self::Composed { training, moments, .. } = self {
+            *moments = training.download().map_err(failed("values from the device"))?;
+        }
+        Ok(())
+    }
+
+    /// The optimiser's memory, as [`bring_back`](Self::bring_back) last left it.
+    pub(super) fn moments(&self) -> &Moments {
         match self {
-            Self::Kernels { optimiser, .. } => Ok(optimiser.moments()),
-            Self::Composed { training, moments, .. } => {
-                *moments = training.download().map_err(failed("values from the device"))?;
-                Ok(moments)
-            }
+            Self::Kernels { optimiser, .. } => optimiser.moments(),
+            Self::Composed { moments, .. } => moments,
         }
     }
 }

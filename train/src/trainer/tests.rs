@@ -210,7 +210,7 @@ fn a_step_that_is_not_finite_is_skipped_as_often_as_allowed_and_then_named() {
     let before = values();
     poison();
     run.step(&steps[1], 0.0).unwrap();
-    assert_eq!((run.state.step, run.state.skipped_steps, run.state.sums.steps, run.engine.moments().unwrap().step), (2, 1, 1, 1));
+    assert_eq!((run.state.step, run.state.skipped_steps, run.state.sums.steps, run.engine.moments().step), (2, 1, 1, 1));
     assert_eq!(values(), before, "nothing is updated");
     run.step(&steps[2], 0.0).unwrap();
     assert!(values() != before, "the gradient was cleared");
