@@ -6,6 +6,9 @@ use super::place::Place;
 use crate::kernels::{DropoutSite, Rotary};
 use candle_core::{D, Result, Tensor};
 
+/// candle's kernels count a tensor's numbers in 32 bits.
+const MOST_NUMBERS: usize = 1 << 31;
+
 /// Heads of one layer.
 #[derive(Clone, Copy)]
 pub(super) struct Heads {
@@ -69,9 +72,15 @@ pub(super) fn attention(
             x.unsqueeze(2)?.broadcast_as(shape)?.contiguous()?.reshape((sequences, heads.queries, longest, heads.width))
         }
     };
-    let query = head_major(query, heads.queries, angles)?;
+    if sequences * heads.queries * longest * longest >= MOST_NUMBERS {
+        candle_core::bail!(
+            "{sequences} sequences of up to {longest} tokens are too many for one micro-batch: use a smaller --batch-tokens"
+        );
+    }
+    // The queries are scaled, not their scores, which are more.
+    let query = (head_major(query, heads.queries, angles)? * (1.0 / (heads.width as f64).sqrt()))?;
     let (key, value) = (shared(head_major(key, heads.keys, angles)?)?, shared(head_major(value, heads.keys, None)?)?);
-    let scores = (query.matmul(&key.t()?)? * (1.0 / (heads.width as f64).sqrt()))?.broadcast_add(&place.mask)?;
+    let scores = query.matmul(&key.t()?)?.broadcast_add(&place.mask)?;
     let probabilities = dropped(&softmax(&scores)?, DropoutSite::Attention(layer), factors)?;
     place.pack(&probabilities.matmul(&value)?.transpose(1, 2)?.contiguous()?.reshape((sequences, longest, ()))?)
 }

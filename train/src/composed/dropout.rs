@@ -18,13 +18,14 @@ pub(super) fn off(_site: DropoutSite, _shape: &[usize]) -> Result<Option<Tensor>
     Ok(None)
 }
 
-/// Puts the generator of `device` at a place of the micro-batch's own, by `plan`'s seed and step: a run that goes on draws what it would have drawn.
-/// Nothing is drawn on candle's processor, whose generator has no such place.
-pub(super) fn seed(plan: &DropoutPlan, micro_batch: usize, device: &Device) -> Result<()> {
+/// Puts the generator of `device` at a place of the step's own, by `plan`'s seed and step: a run that goes on draws what it would have drawn, one
+/// micro-batch after the other. Once a step, because candle makes a new generator each time. Nothing is drawn on candle's processor, whose generator
+/// has no such place.
+pub(super) fn seed(plan: &DropoutPlan, device: &Device) -> Result<()> {
     if plan.hidden == 0.0 && plan.attention == 0.0 {
         return Ok(());
     }
-    device.set_seed(RandomStream::new(plan.seed, Purpose::Dropout, &[plan.step, micro_batch as u64]).at(0))
+    device.set_seed(RandomStream::new(plan.seed, Purpose::Dropout, &[plan.step]).at(0))
 }
 
 /// Factors that `device` draws, with `plan`'s probabilities. The masks are others than the kernels', which depend on the sequence and not on its batch.
@@ -61,7 +62,7 @@ mod tests {
 
     #[test]
     fn a_device_that_cannot_be_placed_draws_nothing() {
-        assert!(seed(&DropoutPlan::off(), 0, &Device::Cpu).is_ok());
-        assert!(seed(&DropoutPlan { hidden: 0.1, ..DropoutPlan::off() }, 0, &Device::Cpu).is_err());
+        assert!(seed(&DropoutPlan::off(), &Device::Cpu).is_ok());
+        assert!(seed(&DropoutPlan { hidden: 0.1, ..DropoutPlan::off() }, &Device::Cpu).is_err());
     }
 }

@@ -3,6 +3,7 @@
 use super::dropout::{Factors, dropped, off};
 use super::operations::activate;
 use super::place::Place;
+use super::rows::Rows;
 use super::values::Values;
 use super::vectors::{cosine_loss, output_losses, pool, squared_loss, teacher_rows, unit_length};
 use super::vocabulary::{Decoder, Losses, head_loss};
@@ -88,8 +89,11 @@ impl Head<'_> {
 
     /// `[asked, width]`: what the last map reads.
     fn read(&self, state: &Tensor, factors: &Factors<'_>) -> Result<Tensor> {
-        let Self { config, values, place, .. } = *self;
-        let asked = |state: &Tensor| place.asked.of(state);
+        let Self { config, values, .. } = *self;
+        // Where none are asked, nobody comes here: a GPU has no room for nothing.
+        let chosen = self.batch.asked.iter().map(|row| Some(*row as usize));
+        let rows = Rows::new(chosen, state.dim(0)?, state.device())?;
+        let asked = |state: &Tensor| rows.of(state);
         match config.task {
             Task::TokenClassification => asked(&dropped(state, DropoutSite::Classifier, factors)?),
             Task::SequenceClassification => {

@@ -187,8 +187,8 @@ impl Training<'_> {
         let Self { composed, optimiser } = self;
         let (device, dtype) = (composed.values.device().clone(), composed.values.dtype());
         let mut numbers = Vec::with_capacity(step.micro_batches.len() + 1);
-        for (index, batch) in step.micro_batches.iter().enumerate() {
-            seed(plan, index, &device)?;
+        seed(plan, &device)?;
+        for batch in &step.micro_batches {
             let (loss, values) = composed.loss(batch, objective, &drawn(*plan, dtype, &device))?;
             loss.iter().try_for_each(|loss| optimiser.add_gradients(loss, &composed.values))?;
             numbers.push(values);

@@ -43,9 +43,11 @@ pub(super) fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
 
 /// The softmax of the last dimension; -infinity has probability 0, and a row has something else.
 pub(super) fn softmax(scores: &Tensor) -> Result<Tensor> {
-    let largest = scores.detach().max_keepdim(D::Minus1)?;
-    let exponentials = scores.broadcast_sub(&largest)?.exp()?;
-    exponentials.broadcast_div(&exponentials.sum_keepdim(D::Minus1)?)
+    // Of two dimensions: a GPU finds its way through each with a division for every number.
+    let rows = scores.flatten_to(D::Minus2)?;
+    let largest = rows.detach().max_keepdim(D::Minus1)?;
+    let exponentials = rows.broadcast_sub(&largest)?.exp()?;
+    exponentials.broadcast_div(&exponentials.sum_keepdim(D::Minus1)?)?.reshape(scores.shape())
 }
 
 /// ln(1 + e^x), finite for every finite x.

@@ -25,8 +25,6 @@ pub(super) struct Place {
     /// What is added to scores: `[sequences, 1, 1, longest]`, -infinity where a sequence has no such key, or of a decoder `[1, 1, longest,
     /// longest]`, -infinity where the key comes after the query, as every key does that the query's sequence lacks.
     pub(super) mask: Tensor,
-    /// The asked rows.
-    pub(super) asked: Rows,
 }
 
 impl Place {
@@ -74,7 +72,6 @@ impl Place {
             positions: has_positions.then(places).map(upload).transpose()?,
             padded,
             mask: Tensor::from_vec(mask, &shape, device)?.to_dtype(dtype)?,
-            asked: Rows::new(batch.asked.iter().map(|row| Some(*row as usize)), tokens, device)?,
             packing,
         })
     }

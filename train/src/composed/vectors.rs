@@ -38,7 +38,8 @@ pub(super) fn pool(x: &Tensor, place: &Place, pooling: Pooling) -> Result<Tensor
     let padded = place.pad(x)?;
     let sequences = place.packing.sequences();
     match pooling {
-        Pooling::Cls => padded.narrow(1, 0, 1)?.squeeze(1),
+        // A GPU's product takes no rows that lie further apart than wide.
+        Pooling::Cls => padded.narrow(1, 0, 1)?.squeeze(1)?.contiguous(),
         Pooling::Mean => {
             let shares: Vec<f64> = (0..sequences).map(|sequence| 1.0 / place.packing.range(sequence).len() as f64).collect();
             let shares = Tensor::from_vec(shares, (sequences, 1), &Device::Cpu)?.to_dtype(x.dtype())?.to_device(x.device())?;

@@ -120,8 +120,9 @@ fn chunk(logits: &Tensor, taught: &Taught, labels: &Labels, step: &StepObjective
     Ok((slopes, losses))
 }
 
+/// Without what it was made of, which candle would keep: `[rows, vocabulary]`, and another way back through it.
 fn gradient(gradients: &GradStore, var: &Var) -> Result<Tensor> {
-    gradients.get(var).map_or_else(|| var.zeros_like(), |gradient| Ok(gradient.clone()))
+    gradients.get(var).map_or_else(|| var.zeros_like(), |gradient| Ok(gradient.detach()))
 }
 
 /// The gold answers of some rows.
@@ -157,5 +158,31 @@ impl Labels {
     fn part(&self, step: &StepObjective) -> Option<(Part, f64)> {
         let part = [Part::Mlm, Part::Gold].into_iter().find(|part| step.weights.has(*part))?;
         Some((part, step.weights.get(part) / step.normalisers.labelled.max(1) as f64))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::proof::random;
+    use crate::loss::{Normalisers, Objective};
+    use candle_core::{DType, Device};
+
+    /// A gradient that kept what it was made of would keep `[rows, vocabulary]` of every chunk until the step's backward pass.
+    #[test]
+    fn a_chunks_slopes_keep_nothing_of_what_they_were_made_of() {
+        let (rows, logits) = (random(1, &[2, 3], 1.0), random(2, &[2, 5], 1.0));
+        let log_probabilities = [-0.5, -1.5, -0.4, -1.8];
+        let targets =
+            HeadTargets { k: 2, top_ids: &[0, 1, 2, 3], log_probabilities: &log_probabilities, max_logit: &[1.0, 2.0], labels: &[-100, 3] };
+        for parts in ["ce=1,mlm=1", "ce=1:tail=zero", "ce=1:tail=uniform", "reverse-kl=1", "jsd=1", "tvd=1", "logit-mse=1"] {
+            let objective: Objective = parts.parse().unwrap();
+            let normalisers = Normalisers { asked: 2, labelled: 1, ..Normalisers::default() };
+            let step = StepObjective::new(&objective, (0, 1), 2.0, normalisers);
+            let taught = Taught::new(&targets, 5, 2.0, DType::F64, &Device::Cpu).unwrap();
+            let labels = Labels::new(&rows, &targets, 5, &step).unwrap();
+            let (slopes, values) = chunk(&logits, &taught, &labels, &step).unwrap();
+            assert!(!slopes.track_op() && values.iter().all(|(_, value)| !value.track_op()), "{parts}");
+        }
     }
 }

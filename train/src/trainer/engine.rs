@@ -94,10 +94,11 @@ impl<'a> Engine<'a> {
     /// Moves every value and forgets the gradients.
     pub(super) fn update(&mut self, learning_rate: f64, gradient_scale: f64) -> Result<()> {
         match self {
-            Self::Kernels { trainable, optimiser, .. } => optimiser.update(trainable, learning_rate, gradient_scale),
-            Self::Composed { training, .. } => training.update(learning_rate, gradient_scale),
+            Self::Kernels { trainable, optimiser, .. } => {
+                optimiser.update(trainable, learning_rate, gradient_scale).map_err(failed("update"))
+            }
+            Self::Composed { training, .. } => training.update(learning_rate, gradient_scale).map_err(|error| refused(&error.to_string())),
         }
-        .map_err(failed("update"))
     }
 
     /// Forgets the gradients.
@@ -127,7 +128,8 @@ impl<'a> Engine<'a> {
 
 /// A step that the device did not make.
 fn refused(error: &str) -> Error {
-    if error.contains("OUT_OF_MEMORY") {
+    // As the driver, cuBLAS and cuRAND say it.
+    if ["OUT_OF_MEMORY", "ALLOC_FAILED", "ALLOCATION_FAILED"].iter().any(|name| error.contains(name)) {
         let remedy = "use a smaller --batch-tokens and a larger --accumulate: the steps stay what they are";
         return Error::usage("--batch-tokens", "micro-batches that fit the device's memory", error, remedy);
     }
@@ -164,8 +166,10 @@ mod tests {
 
     #[test]
     fn a_device_without_memory_names_the_flag_that_asks_for_less() {
-        let error = refused("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")");
-        assert!(error.exit_code() == 2 && error.to_string().contains("--batch-tokens"), "{error}");
+        for name in ["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED", "CURAND_STATUS_ALLOCATION_FAILED"] {
+            let error = refused(&format!("DriverError({name}, \"out of memory\")"));
+            assert!(error.exit_code() == 2 && error.to_string().contains("--batch-tokens"), "{error}");
+        }
         assert!(refused("id 13 of 13").to_string().contains("id 13 of 13"));
     }
 }
