@@ -5,7 +5,6 @@
 //! bias as it does. Both are the same additions of float32 numbers, so that the sums are the same to the bit.
 
 use super::prepare::Prepared;
-use logitcache::onnx::builder::FLOAT32;
 use logitcache::onnx::messages::TensorProto;
 use logitcache::onnx::{Edit, Graph, Model};
 use logitcache::target::Task;
@@ -41,22 +40,15 @@ fn find(model: &Model, output: &str) -> Option<Bias> {
     let (product, bias) = if graph.constant(second).is_some() { (first, second) } else { (second, first) };
     let (_, matmul) = graph.producer(product).filter(|(_, node)| node.op_type == "MatMul" && node.is_known_domain())?;
     let width = *graph.constant(matmul.inputs.get(1)?)?.dims.last()?;
-    let values = floats(graph.constant(bias)?)?;
+    let values = row(graph.constant(bias)?)?;
     let alone = readers(product) == 1 && readers(output) == 0;
     (alone && values.len() as u64 == u64::try_from(width).ok()?).then(|| Bias { node, product: product.clone(), values })
 }
 
 /// The values of a float32 row that is in the file.
-fn floats(tensor: &TensorProto) -> Option<Arc<[f32]>> {
+fn row(tensor: &TensorProto) -> Option<Arc<[f32]>> {
     let is_row = tensor.dims.split_last().is_some_and(|(_, outer)| outer.iter().all(|dim| *dim == 1));
-    if tensor.data_type != FLOAT32 || tensor.data_location != 0 || !is_row {
-        return None;
-    }
-    let values: Vec<f32> = match tensor.float_data.is_empty() {
-        true => tensor.raw_data.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect(),
-        false => tensor.float_data.clone(),
-    };
-    (values.len() as u64 == tensor.elements()).then(|| values.into())
+    if is_row { tensor.floats().map(Arc::from) } else { None }
 }
 
 impl Bias {

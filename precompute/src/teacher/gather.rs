@@ -79,7 +79,7 @@ pub(super) fn gather(model: &Model, output: &str, kept: &BTreeSet<&str>, edit: &
             outputs: vec![gathered.clone()],
             name: format!("logitcache/gather/{tensor}"),
             op_type: "GatherND".to_owned(),
-            attributes: Vec::new(),
+            ..Node::default()
         };
         // The readers ascend, as the region's nodes do.
         edit.insert(readers[0], node);

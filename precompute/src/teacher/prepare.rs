@@ -2,6 +2,7 @@
 
 use super::TeacherFiles;
 use super::bias::Bias;
+use super::fuse::fuse;
 use super::gather::{gather, kept};
 use super::hidden::{Encoder, Unknown};
 use super::model_config::ModelConfig;
@@ -41,6 +42,8 @@ pub struct Prepared {
     pub(super) model: PathBuf,
     /// The file in memory, until the session is opened.
     pub(super) graph: Option<Model>,
+    /// Whether the graph is to compute attention as one operation.
+    pub(super) fuses: bool,
     /// Whether the graph is to compute the asked positions alone.
     pub(super) gathers: bool,
     /// What the graph is to make of its logits.
@@ -90,9 +93,12 @@ impl Prepared {
         &self.hidden_tensors
     }
 
-    /// The same with every position computed, whatever is asked. Its graph will be read again.
-    pub(super) fn ungathered(&self) -> Self {
-        Self { graph: None, gathers: false, ..self.clone() }
+    /// Puts the graph aside while `copy` is made, which is without it, and will read it again.
+    pub(super) fn without_graph(&mut self) -> Self {
+        let graph = self.graph.take();
+        let copy = self.clone();
+        self.graph = graph;
+        copy
     }
 
     /// Lets go of the graph: the changed model, or nothing where the file serves as it is.
@@ -104,11 +110,14 @@ impl Prepared {
         let inner: BTreeSet<&str> = self.hidden_tensors.values().map(String::as_str).collect();
         let inner = inner.into_iter().filter(|name| !outputs(&model).any(|output| output == *name));
         let inner: Vec<String> = inner.map(str::to_owned).collect();
-        if !self.gathers && self.reduction.is_none() && self.bias.is_none() {
+        if !self.fuses && !self.gathers && self.reduction.is_none() && self.bias.is_none() {
             return Ok((!inner.is_empty()).then(|| model.into_bytes_with_outputs(inner.iter().map(String::as_str))));
         }
         let mut edit = Edit::default();
         inner.iter().for_each(|name| edit.output(name));
+        if self.fuses {
+            fuse(&model, &kept(self), &mut edit);
+        }
         if self.gathers {
             let failed = |reason: String| Error::invalid("positions to gather", "those that were found before", reason);
             gather(&model, &self.output, &kept(self), &mut edit).map_err(failed)?;
@@ -182,6 +191,7 @@ pub fn prepare_for(purpose: Purpose, files: &TeacherFiles, layers: &HiddenLayers
     Ok(Prepared {
         model: files.model.clone(),
         graph: Some(model),
+        fuses: false,
         gathers: false,
         reduction: None,
         bias: None,

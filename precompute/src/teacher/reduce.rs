@@ -87,7 +87,14 @@ impl Tail<'_> {
     fn named(&mut self, op_type: &str, inputs: &[&str], attributes: Vec<Attribute>, outputs: &[&str]) {
         let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
         let name = format!("logitcache/reduce/{}", outputs[0]);
-        self.edit.append(Node { inputs: owned(inputs), outputs: owned(outputs), name, op_type: op_type.to_owned(), attributes });
+        self.edit.append(Node {
+            inputs: owned(inputs),
+            outputs: owned(outputs),
+            name,
+            op_type: op_type.to_owned(),
+            attributes,
+            ..Node::default()
+        });
     }
 
     /// A node of one output; gives its name.

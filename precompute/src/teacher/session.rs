@@ -1,5 +1,6 @@
 //! Asking the teacher: the session, its inputs by name, and one batch at a time.
 
+use super::fuse::spelled_out;
 use super::gather::{Asked, every_position};
 use super::inputs::{Input, Role, TOKEN_INPUTS};
 use super::outputs::{Expected, OutputShape};
@@ -61,26 +62,33 @@ pub struct Teacher {
 
 impl Teacher {
     /// Opens the session and asks it once, so that every later answer has the shape that is known from then on. `threads`: 0 lets the runtime choose.
-    /// Where the graph turns out not to compute asked positions alone, it computes every one, and a note says so.
+    /// Where the graph turns out not to compute attention as one operation, or asked positions alone, it computes what its file says, and a note says so.
     ///
     /// # Errors
     /// [`Error::Usage`] for a provider that this build does not have; [`Error::Data`] for inputs that cannot be filled, and for outputs whose type or
     /// shape, or whose size in the graph, in config.json and in the answer, do not agree.
-    pub fn open(runtime: &Runtime, prepared: Prepared, threads: usize, provider: &str) -> Result<Self> {
+    pub fn open(runtime: &Runtime, mut prepared: Prepared, threads: usize, provider: &str) -> Result<Self> {
         if !PROVIDERS.contains(&provider) {
             let remedy = "leave it out, or build with that provider";
             return Err(Error::usage("--provider", format!("one that this build has: {}", PROVIDERS.join(", ")), provider, remedy));
         }
-        if !prepared.gathers {
-            return Self::open_as_prepared(runtime, prepared, threads, provider);
+        // Each is tried where the one before is refused, and says what it is without. Where the graph is at fault in another way, the last meets the same
+        // error.
+        let mut plainer = Vec::new();
+        let mut plain = prepared.without_graph();
+        if std::mem::take(&mut plain.fuses) {
+            plainer.push((plain.clone(), spelled_out as fn(&str) -> String));
         }
-        let every = prepared.ungathered();
-        Self::open_as_prepared(runtime, prepared, threads, provider).or_else(|refused| {
-            // Where the graph is at fault in another way, this meets the same error.
-            let mut teacher = Self::open_as_prepared(runtime, every, threads, provider)?;
-            teacher.notes.push(every_position(&refused.to_string()));
-            Ok(teacher)
-        })
+        if std::mem::take(&mut plain.gathers) {
+            plainer.push((plain, every_position));
+        }
+        let mut opened = Self::open_as_prepared(runtime, prepared, threads, provider);
+        for (mut plainer, note) in plainer {
+            let Err(refused) = opened else { break };
+            plainer.notes.push(note(&refused.to_string()));
+            opened = Self::open_as_prepared(runtime, plainer, threads, provider);
+        }
+        opened
     }
 
     fn open_as_prepared(runtime: &Runtime, mut prepared: Prepared, threads: usize, provider: &str) -> Result<Self> {

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 mod asked;
 mod bias;
 mod families;
+mod fused;
 
 #[derive(Deserialize)]
 struct Export {

@@ -116,6 +116,7 @@ impl GraphBuilder {
             name,
             op_type: op_type.to_owned(),
             attributes,
+            ..Node::default()
         });
         output.to_owned()
     }

@@ -4,15 +4,16 @@
 //! inputs are exchanged is walked likewise, and what is added follows in a second graph message, which protobuf merges with the first.
 
 use super::messages::{TensorProto, ValueInfoProto};
-use super::written::{Node, Value};
+use super::written::{Node, OperatorSet, Value};
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, encode_key, encode_varint, message, skip_field, string};
 use prost::{DecodeError, Message};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Field numbers of ONNX's `ModelProto`, `GraphProto`, `NodeProto` and `ValueInfoProto`.
+/// Field numbers of ONNX's `ModelProto`, `GraphProto`, `NodeProto`, `ValueInfoProto` and `TensorProto`.
 mod field {
     pub(super) const GRAPH: u32 = 7;
+    pub(super) const OPERATOR_SETS: u32 = 8;
     pub(super) const NODES: u32 = 1;
     pub(super) const INITIALIZERS: u32 = 5;
     pub(super) const INPUTS: u32 = 11;
@@ -20,6 +21,7 @@ mod field {
     pub(super) const INNER_TYPES: u32 = 13;
     pub(super) const NODE_INPUTS: u32 = 1;
     pub(super) const VALUE_NAME: u32 = 1;
+    pub(super) const TENSOR_NAME: u32 = 8;
 }
 
 /// What changes in a graph. Nodes are numbered as in [`super::Graph`].
@@ -36,6 +38,8 @@ pub struct Edit {
     removed: BTreeSet<usize>,
     hidden: BTreeSet<String>,
     untyped: BTreeSet<String>,
+    dropped: BTreeSet<String>,
+    operator_sets: Vec<OperatorSet>,
 }
 
 impl Edit {
@@ -67,6 +71,16 @@ impl Edit {
     /// Adds a constant.
     pub fn constant(&mut self, tensor: TensorProto) {
         self.constants.push(tensor);
+    }
+
+    /// Takes an initialiser out.
+    pub fn drop_constant(&mut self, tensor: &str) {
+        self.dropped.insert(tensor.to_owned());
+    }
+
+    /// Says of which version the operations of `domain` are, of which the file says nothing.
+    pub fn operator_set(&mut self, domain: &str, version: i64) {
+        self.operator_sets.push(OperatorSet { domain: Some(domain.to_owned()), version: Some(version) });
     }
 
     /// Adds an input.
@@ -101,6 +115,11 @@ impl Edit {
         let addition = self.addition();
         pieces.push(Cow::Owned(frame(field::GRAPH, addition.len())));
         pieces.push(Cow::Owned(addition));
+        for set in &self.operator_sets {
+            let mut bytes = Vec::new();
+            message::encode(field::OPERATOR_SETS, set, &mut bytes);
+            pieces.push(Cow::Owned(bytes));
+        }
         Ok(pieces.concat())
     }
 
@@ -123,6 +142,7 @@ impl Edit {
                     }
                     *node += 1;
                 }
+                field::INITIALIZERS if !self.dropped.is_empty() && self.is_dropped(found.content)? => {}
                 field::OUTPUTS | field::INNER_TYPES => {
                     let name = ValueInfoProto::decode(found.content)?.name;
                     match (self.untyped.contains(&name), found.number) {
@@ -136,6 +156,17 @@ impl Edit {
             }
         }
         Ok(pieces)
+    }
+
+    /// Whether an initialiser is to be taken out. Its values are stepped over.
+    fn is_dropped(&self, tensor: &[u8]) -> Result<bool, DecodeError> {
+        for found in fields(tensor) {
+            let found = found?;
+            if found.number == field::TENSOR_NAME {
+                return Ok(std::str::from_utf8(found.content).is_ok_and(|name| self.dropped.contains(name)));
+            }
+        }
+        Ok(false)
     }
 
     /// What is new, as a graph message of its own.
@@ -225,10 +256,14 @@ mod tests {
         let with = |node: Node| [node.encode_to_vec(), unknown(6)].concat();
         let framed = |number: u32, content: Vec<u8>| [frame(number, content.len()), content].concat();
         let typed = |number: u32, name: &str| framed(number, value(name, 1, vec![Dimension::open("batch")]).encode_to_vec());
+        let constant =
+            |name: &str| framed(5, TensorProto { name: name.to_owned(), dims: vec![2], ..TensorProto::default() }.encode_to_vec());
         let graph = [
             framed(1, with(node(&["x", "c"], "a"))),
             unknown(10),
             framed(1, with(node(&["a", "x", "a"], "b"))),
+            constant("c"),
+            constant("w"),
             typed(13, "a"),
             typed(13, "b"),
             typed(12, "b"),
@@ -248,15 +283,21 @@ mod tests {
         edit.output("e");
         edit.forget_type("b");
         edit.constant(TensorProto { name: "k".to_owned(), ..TensorProto::default() });
+        edit.drop_constant("c");
+        edit.operator_set("com.microsoft", 1);
         let original = example();
         let bytes = edit.apply(&original).unwrap();
-        let graph = ModelProto::decode(&bytes[..]).unwrap().graph.unwrap();
+        let model = ModelProto::decode(&bytes[..]).unwrap();
+        let sets: Vec<_> = model.operator_sets.iter().map(|set| (set.domain.as_str(), set.version)).collect();
+        assert_eq!(sets, [("com.microsoft", 1)]);
+        let graph = model.graph.unwrap();
         let nodes: Vec<_> = graph.nodes.iter().map(|node| (node.inputs.join(" "), node.outputs.join(" "))).collect();
         let expected = [("x c", "a"), ("a asked", "a.asked"), ("a.asked x a.asked", "b"), ("other a", "d"), ("d d", "e")];
         assert_eq!(nodes, expected.map(|(inputs, output)| (inputs.to_owned(), output.to_owned())));
         let outputs: Vec<_> = graph.outputs.iter().map(|output| (output.name.as_str(), output.shape().is_some())).collect();
         assert_eq!(outputs, [("b", false), ("d", true), ("e", false)]);
-        assert_eq!((graph.inputs[0].name.as_str(), graph.initializers[0].name.as_str()), ("asked", "k"));
+        let constants: Vec<_> = graph.initializers.iter().map(|constant| constant.name.as_str()).collect();
+        assert_eq!((graph.inputs[0].name.as_str(), &constants[..]), ("asked", &["w", "k"][..]));
         let unknown = |bytes: &[u8]| bytes.windows(3).filter(|window| *window == b"abc").count();
         assert_eq!((unknown(&bytes), unknown(&original)), (5, 5), "fields that are not known stay");
         let inner: Vec<_> = fields(&bytes).map(Result::unwrap).filter(|found| found.number == field::GRAPH).collect();

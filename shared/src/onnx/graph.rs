@@ -3,6 +3,9 @@
 use super::messages::{GraphProto, NodeProto, TensorProto};
 use std::collections::HashMap;
 
+/// Operations whose nodes hold graphs.
+const WITH_GRAPHS: [&str; 4] = ["If", "Loop", "Scan", "SequenceMap"];
+
 /// A graph with its tensors indexed by name. Nodes are numbered in file order, which ONNX requires to be topological.
 #[derive(Clone, Debug)]
 pub struct Graph<'a> {
@@ -28,6 +31,16 @@ impl<'a> Graph<'a> {
     /// The node that makes `tensor`, with its number; none for an input, an initialiser or an unknown name.
     pub fn producer(&self, tensor: &str) -> Option<(usize, &'a NodeProto)> {
         self.producers.get(tensor).map(|index| (*index, &self.message.nodes[*index]))
+    }
+
+    /// Names of the initialisers, in no order.
+    pub fn initializers(&self) -> impl Iterator<Item = &'a str> {
+        self.initializers.keys().copied()
+    }
+
+    /// Whether nodes hold graphs of their own, which may read any tensor without naming it among their inputs.
+    pub fn has_inner_graphs(&self) -> bool {
+        self.message.nodes.iter().any(|node| WITH_GRAPHS.contains(&node.op_type.as_str()))
     }
 
     /// The initialiser of that name.

@@ -2,6 +2,7 @@
 //!
 //! Unknown fields are skipped when decoding, so these must not be used to write a model back: see [`super::model`].
 
+use super::builder::FLOAT32;
 use prost::bytes::Bytes;
 
 /// A model file.
@@ -137,6 +138,18 @@ impl TensorProto {
     /// How many values it has.
     pub fn elements(&self) -> u64 {
         self.dims.iter().map(|dim| u64::try_from(*dim).unwrap_or(0)).fold(1, u64::saturating_mul)
+    }
+
+    /// The values of a float32 tensor, where they are in the file.
+    pub fn floats(&self) -> Option<Vec<f32>> {
+        if self.data_type != FLOAT32 || self.data_location == EXTERNAL {
+            return None;
+        }
+        let values: Vec<f32> = match self.float_data.is_empty() {
+            true => self.raw_data.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect(),
+            false => self.float_data.clone(),
+        };
+        (values.len() as u64 == self.elements()).then_some(values)
     }
 
     /// The values of an int64 tensor that is in the file.

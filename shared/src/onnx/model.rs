@@ -57,6 +57,11 @@ impl Model {
         self.message.operator_sets.iter().find(standard).map_or(0, |set| set.version)
     }
 
+    /// The domains of whose operations the file says a version.
+    pub fn operator_sets(&self) -> impl Iterator<Item = &str> {
+        self.message.operator_sets.iter().map(|set| set.domain.as_str())
+    }
+
     /// The other files in which weights lie, sorted, as the model names them: relative to its directory.
     pub fn external_files(&self) -> Vec<&str> {
         let external = self.graph().initializers.iter().filter(|tensor| tensor.data_location == EXTERNAL);

@@ -49,9 +49,6 @@ const ELEMENT_WISE: [&str; 36] = [
     "Tanh",
 ];
 
-/// Operations whose nodes hold graphs that may read any tensor without naming it among their inputs.
-const WITH_GRAPHS: [&str; 4] = ["If", "Loop", "Scan", "SequenceMap"];
-
 /// Nodes that treat every position by itself, and the tensors that enter them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Region<'a> {
@@ -67,7 +64,7 @@ pub struct Region<'a> {
 /// Empty where there is none.
 pub fn position_wise<'a>(graph: &Graph<'a>, output: &str, kept: &BTreeSet<&str>) -> Region<'a> {
     let Some((last, _)) = graph.producer(output) else { return Region::default() };
-    if graph.nodes().iter().any(|node| WITH_GRAPHS.contains(&node.op_type.as_str())) {
+    if graph.has_inner_graphs() {
         return Region::default();
     }
     let reading = Reading { graph, computed: computed(graph) };

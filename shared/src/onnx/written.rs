@@ -32,6 +32,9 @@ pub struct Node {
     /// Settings.
     #[prost(message, repeated, tag = "5")]
     pub attributes: Vec<Attribute>,
+    /// Empty for the standard operations, `com.microsoft` for ONNX Runtime's own.
+    #[prost(string, tag = "7")]
+    pub domain: String,
 }
 
 /// A setting of a node: exactly one of the values is there, and `kind` says which.

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 /// Exports of a language model or a tagger, with what their answers may differ by: the rounding of a float16 graph, of a matrix product in another
 /// order elsewhere.
-fn exports_by_position() -> Vec<(String, TeacherFiles, f32)> {
+pub(super) fn exports_by_position() -> Vec<(String, TeacherFiles, f32)> {
     let here = exports().into_iter().filter(|export| export.refuse.is_none());
     let mut found: Vec<(String, TeacherFiles, f32)> =
         here.map(|export| (export.name, files(root().join(&export.model)), export.tolerance)).collect();
@@ -28,16 +28,16 @@ fn exports_by_position() -> Vec<(String, TeacherFiles, f32)> {
     found
 }
 
-fn prepared(files: &TeacherFiles, layers: &HiddenLayers) -> Prepared {
+pub(super) fn prepared(files: &TeacherFiles, layers: &HiddenLayers) -> Prepared {
     prepare(files, layers, &BTreeMap::new()).unwrap_or_else(|error| panic!("{}: {error}", files.model.display()))
 }
 
-fn opened(prepared: Prepared) -> Teacher {
+pub(super) fn opened(prepared: Prepared) -> Teacher {
     Teacher::open(&runtime::load(None).unwrap(), prepared, 1, "cpu").unwrap()
 }
 
 /// 4 sequences of 7 tokens, two of them shorter, that every fixture knows.
-fn batch(segments: bool) -> TeacherBatch {
+pub(super) fn batch(segments: bool) -> TeacherBatch {
     let lengths = [7, 7, 5, 2];
     let tokens = |value: fn(usize) -> i64| (0..4 * 7).map(value).collect::<Vec<i64>>();
     let attention_mask = (0..4 * 7).map(|index| i64::from(index % 7 < lengths[index / 7])).collect();
@@ -45,17 +45,17 @@ fn batch(segments: bool) -> TeacherBatch {
     TeacherBatch { rows: 4, length: 7, input_ids: tokens(|index| (5 + index * 11 % 50) as i64), attention_mask, token_type_ids }
 }
 
-const ASKED: [&[u16]; 4] = [&[0, 3, 6], &[5], &[], &[1]];
+pub(super) const ASKED: [&[u16]; 4] = [&[0, 3, 6], &[5], &[], &[1]];
 
 fn asked() -> impl Iterator<Item = (usize, usize)> {
     ASKED.into_iter().enumerate().flat_map(|(row, positions)| positions.iter().map(move |position| (row, usize::from(*position))))
 }
 
-fn every_logit(teacher: &mut Teacher, batch: &TeacherBatch) -> Vec<Vec<f32>> {
+pub(super) fn every_logit(teacher: &mut Teacher, batch: &TeacherBatch) -> Vec<Vec<f32>> {
     teacher.run(batch, |answer| Ok(asked().map(|(row, position)| answer.logits(row, position).to_vec()).collect())).unwrap()
 }
 
-fn furthest(found: &[f32], expected: &[f32]) -> f32 {
+pub(super) fn furthest(found: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(found.len(), expected.len());
     found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, |most, next| if next <= most { most } else { next })
 }

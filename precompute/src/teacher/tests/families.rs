@@ -29,9 +29,18 @@ fn located(model: &str) -> TeacherFiles {
 }
 
 fn open_as(purpose: Purpose, files: &TeacherFiles, layers: &HiddenLayers) -> Result<(Teacher, TeacherTask)> {
-    let prepared = prepare_for(purpose, files, layers, &BTreeMap::new())?;
+    open_prepared(prepare_for(purpose, files, layers, &BTreeMap::new())?)
+}
+
+fn open_prepared(prepared: Prepared) -> Result<(Teacher, TeacherTask)> {
     let task = prepared.task().clone();
     Ok((Teacher::open(&runtime::load(None)?, prepared, 1, "cpu")?, task))
+}
+
+fn open_fused(files: &TeacherFiles, layers: &HiddenLayers) -> Result<(Teacher, TeacherTask)> {
+    let mut prepared = prepare(files, layers, &BTreeMap::new())?;
+    prepared.fuse_attention();
+    open_prepared(prepared)
 }
 
 /// The largest difference of `[rows, length, width]` where the mask is 1, or of `[rows, width]`.
@@ -63,12 +72,21 @@ fn vectors(answer: &Answer<'_>, batch: &TeacherBatch, task: &TeacherTask) -> Vec
 
 #[test]
 fn every_family_gives_the_answers_and_hidden_states_of_transformers() {
+    every_family_agrees(|files, layers| open_as(Purpose::default(), files, layers));
+}
+
+#[test]
+fn every_family_gives_them_with_attention_as_one_operation() {
+    every_family_agrees(open_fused);
+}
+
+fn every_family_agrees(open: impl Fn(&TeacherFiles, &HiddenLayers) -> Result<(Teacher, TeacherTask)>) {
     let index: Vec<Family> = serde_json::from_slice(&std::fs::read(teachers().join("index.json")).unwrap()).unwrap();
     assert!(index.len() > 30);
     let mut complaints = Vec::new();
     for family in &index {
         let layers = if family.hidden { HiddenLayers::All } else { HiddenLayers::None };
-        let (mut teacher, task) = match open_as(Purpose::default(), &located(&family.model), &layers) {
+        let (mut teacher, task) = match open(&located(&family.model), &layers) {
             Ok(opened) => opened,
             Err(error) => {
                 complaints.push(format!("{}: {error}", family.name));
