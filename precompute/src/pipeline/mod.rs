@@ -116,7 +116,7 @@ pub fn session(config: &Config, inputs: &Inputs, mut prepared: Prepared) -> Resu
     // The top-k reads every logit of a language model, and adds the bias on the way; where the graph has made targets, there is nothing to add.
     prepared.leave_bias();
     if config.provider == "cpu" {
-        prepared.fuse_attention();
+        prepared.fuse_attention(&inputs.runtime.version);
     }
     let teacher = Teacher::open(&inputs.runtime, prepared, config.threads, &config.provider)?;
     let spec = config.target_spec(&inputs.facts(SessionFacts::of(&teacher)))?;

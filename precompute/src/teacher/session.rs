@@ -72,20 +72,20 @@ impl Teacher {
             let remedy = "leave it out, or build with that provider";
             return Err(Error::usage("--provider", format!("one that this build has: {}", PROVIDERS.join(", ")), provider, remedy));
         }
+        let plain = prepared.without_graph();
+        let mut opened = Self::open_as_prepared(runtime, prepared, threads, provider);
         // Each is tried where the one before is refused, and says what it is without. Where the graph is at fault in another way, the last meets the same
         // error.
-        let mut plainer = Vec::new();
-        let mut plain = prepared.without_graph();
-        if std::mem::take(&mut plain.fuses) {
-            plainer.push((plain.clone(), spelled_out as fn(&str) -> String));
-        }
-        if std::mem::take(&mut plain.gathers) {
-            plainer.push((plain, every_position));
-        }
-        let mut opened = Self::open_as_prepared(runtime, prepared, threads, provider);
-        for (mut plainer, note) in plainer {
-            let Err(refused) = opened else { break };
-            plainer.notes.push(note(&refused.to_string()));
+        for (fuses, gathers) in [(true, false), (false, true), (false, false)] {
+            let tried = (plain.fuses, plain.gathers);
+            let Err(refused) = &opened else { break };
+            if (fuses, gathers) == tried || (fuses && !plain.fuses) || (gathers && !plain.gathers) {
+                continue;
+            }
+            let mut plainer = plain.clone();
+            (plainer.fuses, plainer.gathers) = (fuses, gathers);
+            let left_out = [(plain.fuses && !fuses, spelled_out as fn(&str) -> String), (plain.gathers && !gathers, every_position)];
+            plainer.notes.extend(left_out.iter().filter(|(is_left_out, _)| *is_left_out).map(|(_, note)| note(&refused.to_string())));
             opened = Self::open_as_prepared(runtime, plainer, threads, provider);
         }
         opened

@@ -21,6 +21,8 @@ const LAST_BY_DEFAULT: i64 = 13;
 pub struct Attention {
     /// The number of the node that gives `output`.
     pub last: usize,
+    /// The numbers of the nodes that give the product of query and key, and that of the probabilities and the values.
+    pub products: [usize; 2],
     /// `[batch, length, width]`: the heads side by side, before the projection that follows.
     pub output: String,
     /// X, `[batch, length, hidden]`.
@@ -40,8 +42,7 @@ pub struct Attention {
 /// Every attention of a graph of operations of version `opset`, in the graph's order.
 pub fn find_attentions(graph: &Graph<'_>, opset: i64) -> Vec<Attention> {
     let search = Search { graph, opset };
-    let nodes = graph.nodes().iter().enumerate();
-    nodes.filter(|(_, node)| node.op_type == "Reshape").filter_map(|(index, node)| search.ending_in(index, node)).collect()
+    (0..graph.nodes().len()).filter_map(|last| search.ending_in(last)).collect()
 }
 
 struct Search<'g, 'a> {
@@ -59,7 +60,9 @@ struct Projection<'a> {
 }
 
 impl<'a> Search<'_, 'a> {
-    fn ending_in(&self, last: usize, reshape: &'a NodeProto) -> Option<Attention> {
+    fn ending_in(&self, last: usize) -> Option<Attention> {
+        let output = self.graph.nodes()[last].outputs.first()?;
+        let reshape = self.node(output, "Reshape")?;
         let merged = self.node(reshape.inputs.first()?, "Transpose").filter(|node| permutes(node, &[0, 2, 1, 3]))?;
         let weighted = self.node(self.as_it_was(merged.inputs.first()?), "MatMul")?;
         let softmax = self.node(self.unguarded(weighted.inputs.first()?), "Softmax").filter(|node| self.is_over_last(node))?;
@@ -71,18 +74,22 @@ impl<'a> Search<'_, 'a> {
         let (query, heads) = self.heads(query)?;
         let (key, key_heads) = self.transposed_heads(key)?;
         let same = [&key, &value].iter().all(|other| (other.input, other.width) == (query.input, query.width));
-        if !same || [key_heads, value_heads] != [heads; 2] || !self.merges(reshape, query.width) {
+        let scale = (scale * query_scale * key_scale) as f32;
+        // A scale of 0 would be another one to the operation that takes all this over.
+        if !same || [key_heads, value_heads] != [heads; 2] || !self.merges(reshape, query.width) || !scale.is_normal() {
             return None;
         }
+        let number = |node: &NodeProto| Some(self.graph.producer(node.outputs.first()?)?.0);
         let owned = |part: fn(&Projection<'a>) -> &'a str| [&query, &key, &value].map(|projection| part(projection).to_owned());
         Some(Attention {
             last,
-            output: reshape.outputs.first()?.clone(),
+            products: [number(product)?, number(weighted)?],
+            output: output.clone(),
             input: query.input.to_owned(),
             weights: owned(|projection| projection.weight),
             biases: owned(|projection| projection.bias),
             heads,
-            scale: (scale * query_scale * key_scale) as f32,
+            scale,
             added: added.into_iter().map(str::to_owned).collect(),
         })
     }
@@ -124,9 +131,15 @@ impl<'a> Search<'_, 'a> {
     /// The tensor whose size `part` of a shape is, and in which place.
     fn size(&self, part: &'a str) -> Option<(&'a str, i64)> {
         let unsqueezed = self.node(part, "Unsqueeze").and_then(|node| node.inputs.first()).map_or(part, String::as_str);
+        if let Some(shape) = self.node(unsqueezed, "Shape") {
+            let [start, end] = ["start", "end"].map(|bound| shape.attribute(bound).map(|attribute| attribute.int));
+            return (end? == start? + 1).then_some((shape.inputs.first()?, start?));
+        }
         let gather = self.node(unsqueezed, "Gather")?;
         let [place] = self.graph.constant(gather.inputs.get(1)?)?.integers()[..] else { return None };
-        Some((self.node(gather.inputs.first()?, "Shape")?.inputs.first()?, place))
+        let shape =
+            self.node(gather.inputs.first()?, "Shape").filter(|shape| shape.attribute("start").is_none_or(|start| start.int == 0))?;
+        Some((shape.inputs.first()?, place))
     }
 
     /// Whether `tensor` is the query whose product with the keys became the probabilities `rows`.
@@ -217,7 +230,7 @@ impl<'a> Search<'_, 'a> {
     fn split(&self, tensor: &str) -> Option<(Projection<'a>, i64)> {
         let reshape = self.node(tensor, "Reshape")?;
         let projection = self.projection(reshape.inputs.first()?)?;
-        let [.., heads, head] = self.last_sizes(reshape.inputs.get(1)?, 4)?[..] else { return None };
+        let [Size::Known(heads), Size::Known(head)] = self.after_batch_and_length::<4>(reshape)?[..] else { return None };
         let heads = match (heads, head) {
             (-1, head) if head > 0 => projection.width / head,
             (heads, _) => heads,
@@ -237,25 +250,49 @@ impl<'a> Search<'_, 'a> {
     }
 
     /// Whether a reshape of `[batch, length, heads, head]` puts the heads side by side.
-    fn merges(&self, reshape: &NodeProto, width: i64) -> bool {
-        let sizes = reshape.inputs.get(1).and_then(|shape| self.last_sizes(shape, 3));
-        sizes.and_then(|sizes| sizes.last().copied()).is_some_and(|last| last == -1 || last == width)
+    fn merges(&self, reshape: &'a NodeProto, width: i64) -> bool {
+        let sizes = self.after_batch_and_length::<3>(reshape);
+        sizes.is_some_and(|sizes| [Size::Known(-1), Size::Known(width)].contains(&sizes[0]))
     }
 
-    /// The sizes in a shape of `rank` dimensions, as far as they are known from the end; -1 and 0 as the reshape has them.
-    fn last_sizes(&self, shape: &str, rank: usize) -> Option<Vec<i64>> {
-        let sizes = match self.graph.constant(shape) {
-            Some(constant) => constant.integers(),
-            None => {
-                let parts = &self.node(shape, "Concat")?.inputs;
-                let known = |part: &String| self.graph.constant(part).map(TensorProto::integers).filter(|sizes| sizes.len() == 1);
-                // 0 stands for what is only known in a run: one element a part.
-                let whole = parts.len() == rank;
-                whole.then(|| parts.iter().map(|part| known(part).map_or(0, |sizes| sizes[0])).collect())?
-            }
+    /// The sizes that a reshape to `RANK` dimensions gives after the first two, where it leaves these as they are: by a 0, by what some tensor has in
+    /// the same place, or one of them by what is left.
+    fn after_batch_and_length<const RANK: usize>(&self, reshape: &'a NodeProto) -> Option<Vec<Size>> {
+        let mut sizes = self.sizes(reshape.inputs.get(1)?).filter(|sizes| sizes.len() == RANK)?;
+        let zero_keeps = reshape.attribute("allowzero").is_none_or(|attribute| attribute.int == 0);
+        let stays = |place: usize| match sizes[place] {
+            Size::Known(0) => zero_keeps,
+            Size::Of(of) => of == place as i64,
+            Size::Known(_) | Size::Unknown => false,
         };
-        (sizes.len() == rank).then_some(sizes)
+        let left = |place: usize| sizes[place] == Size::Known(-1);
+        let kept = (stays(0) && (stays(1) || left(1))) || (left(0) && stays(1));
+        kept.then(|| sizes.split_off(2))
     }
+
+    /// The sizes in a shape.
+    fn sizes(&self, shape: &'a str) -> Option<Vec<Size>> {
+        if let Some(constant) = self.graph.constant(shape) {
+            return Some(constant.integers().into_iter().map(Size::Known).collect());
+        }
+        let size = |part: &'a String| match self.graph.constant(part).map(TensorProto::integers).as_deref() {
+            Some([size]) => Size::Known(*size),
+            Some(_) => Size::Unknown,
+            None => self.size(part).map_or(Size::Unknown, |(_, place)| Size::Of(place)),
+        };
+        Some(self.node(shape, "Concat")?.inputs.iter().map(size).collect())
+    }
+}
+
+/// A size in a shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Size {
+    /// In the file; 0 and -1 as a reshape takes them.
+    Known(i64),
+    /// That of a tensor in this place.
+    Of(i64),
+    /// Another one, or several.
+    Unknown,
 }
 
 fn permutes(node: &NodeProto, order: &[i64]) -> bool {

@@ -39,7 +39,7 @@ fn open_prepared(prepared: Prepared) -> Result<(Teacher, TeacherTask)> {
 
 fn open_fused(files: &TeacherFiles, layers: &HiddenLayers) -> Result<(Teacher, TeacherTask)> {
     let mut prepared = prepare(files, layers, &BTreeMap::new())?;
-    prepared.fuse_attention();
+    prepared.fuse_attention("1.32.0");
     open_prepared(prepared)
 }
 

@@ -18,7 +18,7 @@ fn fuses(name: &str) -> bool {
 fn every_export_that_spells_attention_out_gives_what_transformers_gives() {
     for export in exports().iter().filter(|export| export.refuse.is_none()) {
         let mut fusing = prepared(&files(root().join(&export.model)), &HiddenLayers::All);
-        fusing.fuse_attention();
+        fusing.fuse_attention("1.32.0");
         assert_eq!(fusing.fuses, fuses(&export.name), "{}", export.name);
         let mut teacher = opened(fusing);
         assert_eq!(teacher.notes(), [""; 0], "{}", export.name);
@@ -34,7 +34,7 @@ fn asked_positions_and_a_bias_left_out_go_together_with_it() {
             asking.leave_bias();
             let mut fusing = asking.clone();
             [&mut asking, &mut fusing].into_iter().for_each(Prepared::gather_asked);
-            fusing.fuse_attention();
+            fusing.fuse_attention("1.32.0");
             assert!(fusing.fuses, "{name}");
             let (mut plain, mut teacher) = (opened(asking), opened(fusing));
             assert!(teacher.gathers() && teacher.notes().is_empty() && teacher.bias() == plain.bias(), "{name}: {:?}", teacher.notes());
@@ -97,7 +97,7 @@ fn what_only_a_run_can_show_is_computed_as_it_is_spelled_out_and_said() {
     let directory = tempfile::tempdir().unwrap();
     let files = model_of_flat_states(directory.path());
     let mut fusing = prepared(&files, &HiddenLayers::None);
-    fusing.fuse_attention();
+    fusing.fuse_attention("1.32.0");
     assert!(fusing.fuses, "the graph alone does not say that the states have two dimensions");
     let mut teacher = opened(fusing);
     assert!(teacher.notes().len() == 1 && teacher.notes()[0].contains("spells it out"), "{:?}", teacher.notes());

@@ -50,6 +50,8 @@ fn graph(text: &str) -> GraphProto {
                 let digit = i64::from(tensor.name.as_bytes()[3] - b'0');
                 (tensor.data_type, tensor.dims, tensor.int64_data) = (7, vec![1], vec![if digit == 9 { -1 } else { digit }]);
             }
+            "c_j" => (tensor.data_type, tensor.dims, tensor.int64_data) = (7, vec![4], vec![-1, 3, 2, 4]),
+            "c_k" => (tensor.data_type, tensor.dims, tensor.int64_data) = (7, vec![3], vec![-1, 3, 8]),
             "c_z" => (tensor.dims, tensor.float_data) = (Vec::new(), vec![0.0]),
             "c_s" => (tensor.dims, tensor.float_data) = (Vec::new(), vec![0.5]),
             _ => {}
@@ -74,6 +76,7 @@ fn one_that_is_spelled_out_is_found() {
     let owned = |names: [&str; 3]| names.map(str::to_owned);
     let expected = Attention {
         last: 18,
+        products: [12, 16],
         output: "out".to_owned(),
         input: "x".to_owned(),
         weights: owned(["c_wq", "c_wk", "c_wv"]),
@@ -109,6 +112,18 @@ fn its_other_spellings_are_found_too() {
 }
 
 #[test]
+fn sizes_may_be_those_of_a_tensor_in_the_same_place() {
+    let read = |place: &str| {
+        let parts =
+            "Shape: x -> x_sizes\n Gather: x_sizes c_i0 -> rows\n Gather: x_sizes c_iP -> length\n Unsqueeze: length c_axis -> lengths";
+        let shape = "Concat: rows lengths c_i2 c_i4 -> as_read\n Reshape: q_biased as_read";
+        let text = format!("{parts}\n {shape}").replace('P', place);
+        found(&SPELLED_OUT.replace("Reshape: q_biased c_heads", &text)).len()
+    };
+    assert_eq!([read("1"), read("0"), read("2")], [1, 0, 0]);
+}
+
+#[test]
 fn a_reshape_that_changes_something_is_not_passed_over() {
     for (part, other) in
         [("sizes c_i0", "sizes c_i1"), ("c_i9 length", "c_i2 length"), ("Shape: q", "Shape: x"), ("c_i3 -> head", "c_i2 -> head")]
@@ -133,6 +148,10 @@ fn a_near_miss_is_not_taken() {
         ("Softmax: scores -> probabilities", "Softmax: scores -> raw\n IsNaN: raw -> bad\n Where: bad c_scale raw -> probabilities"),
         ("probabilities v.0213", "v.0213 probabilities"),
         ("Mul: product c_scale", "Mul: product length"),
+        ("Mul: product c_scale", "Mul: product c_zero"),
+        // Windows of a fixed length, which are so many more rows.
+        ("q_biased c_heads", "q_biased c_joined"),
+        ("merged.0213 c_merged", "merged.0213 c_kept"),
     ] {
         // What a step in between gives is read in place of what it was given.
         let text = SPELLED_OUT
