@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The benchmark: ours and the peers in turn, round by round, on the same machine and the same data.
 
-    python tests/python/peers/bench.py precompute|train|memory|size|table [--only CASE ...] [--rounds 5]
+    python tests/python/peers/bench.py precompute|train|memory|size|table [--only CASE ...] [--rounds 5] [--device cuda]
 
 `make bench-models` makes what the cases need, `make bench-precompute` and so on run a stage. Each case writes one JSON file, with the rounds, the
 commands and the machine, into target/bench/results, and prints its rows of the table; `table` prints those of every file there.
@@ -33,6 +33,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=8.0, help="about how long a round of one program takes")
     parser.add_argument("--tuned-only", action="store_true", help="leave out PyTorch's modes with glibc's own malloc settings, which are slower")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda: programs built for it, and peers on the same GPU")
     parser.add_argument("--bin", type=Path, default=Path("target/release"), help="where the two programs are")
     parser.add_argument("--work", type=Path, default=Path("target/bench"), help="models, caches and results")
     return parser.parse_args()

@@ -17,6 +17,7 @@ def describe(repository: Path) -> dict:
     memory = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal:"))
     commit = run(["git", "rev-parse", "--short=10", "HEAD"], repository)
     changed = run(["git", "status", "--porcelain", "--untracked-files=no"], repository)
+    gpu = run(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"], repository)
     return {
         "processor": f"{fields.get('model name', platform.machine())}, family {fields.get('cpu family')} model {fields.get('model')}",
         "cores": len(os.sched_getaffinity(0)),
@@ -26,7 +27,7 @@ def describe(repository: Path) -> dict:
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "rustc": run(["rustc", "--version"], repository),
         "commit": commit + ("+" if changed else ""),
-    }
+    } | ({"gpu": gpu} if gpu else {})
 
 
 def processor() -> dict:
@@ -45,7 +46,11 @@ def vectors() -> list[str]:
 
 
 def run(command: list[str], directory: Path) -> str:
-    return subprocess.run(command, cwd=directory, check=True, capture_output=True, text=True).stdout.strip()
+    """What a program prints; nothing where this machine has no such program, or it fails."""
+    try:
+        return subprocess.run(command, cwd=directory, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 class OthersAtWork:

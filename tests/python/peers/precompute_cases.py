@@ -55,6 +55,8 @@ def measure(name: str, case: Case, options: argparse.Namespace) -> dict:
     work.mkdir(parents=True)
     documents = max(1, round(case.documents * options.seconds / 10))
     common = ["--teacher", teacher, "--corpus", corpus, "--limit", documents, "--threads", options.threads]
+    provider = ["--provider", options.device] if options.device == "cuda" else []
+    common += provider
 
     def command(out: Path, flags: list) -> list:
         return [options.bin / "precompute", "--quiet", *common, *flags, "--out", out]
@@ -74,7 +76,7 @@ def measure(name: str, case: Case, options: argparse.Namespace) -> dict:
         timing = json.loads((out / "timing.json").read_text())
         return timing | {"peak_mb": peak}
 
-    arguments = ["--teacher", teacher, "--cache", first, "--plan", plan, "--corpus", corpus, "--out", work / "peer", "--threads", options.threads]
+    arguments = ["--teacher", teacher, "--cache", first, "--plan", plan, "--corpus", corpus, "--out", work / "peer", "--threads", options.threads, *provider]
     peers = [Peer("precompute_onnxruntime.py", arguments, options.threads)]
     # A process of its own, so that its peak of memory is its own.
     contenders = [

@@ -10,6 +10,8 @@ Reads commands from standard input, a line each, and answers each with a line of
 - `pipeline`: corpus to Parquet. One thread tokenizes, masks and batches, the main thread runs the session, one takes the top-k and the
   log-normalisers, one writes: bounded queues between them.
 - `quit`.
+
+With `--provider cuda` the logits stay on the GPU: the bare run leaves them there, and the pipeline takes the top-k there.
 """
 
 import argparse
@@ -41,6 +43,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--top-k", choices=["torch", "numpy"], default="torch")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--provider", choices=["cpu", "cuda"], default="cpu")
     return parser.parse_args()
 
 
@@ -53,27 +56,41 @@ def pad(rows: list[np.ndarray], pad_id: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Session:
-    def __init__(self, teacher: Path, threads: int, spin: bool):
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
-        self.session = onnxruntime.InferenceSession(teacher / "model.onnx", options, providers=["CPUExecutionProvider"])
+    def __init__(self, options: argparse.Namespace, spin: bool):
+        teacher, threads, self.on_gpu = options.teacher, options.threads, options.provider == "cuda"
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = threads
+        settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
+        providers = ["CUDAExecutionProvider"] if self.on_gpu else ["CPUExecutionProvider"]
+        self.session = onnxruntime.InferenceSession(teacher / "model.onnx", settings, providers=providers)
+        if self.session.get_providers()[0] != providers[0]:
+            sys.exit(f"{providers[0]} was asked for, and the session has {self.session.get_providers()}")
         self.inputs = [each.name for each in self.session.get_inputs()]
+        self.width = self.session.get_outputs()[0].shape[-1]
 
     def feeds(self, ids: np.ndarray, mask: np.ndarray) -> dict:
         arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
         return {name: onnxruntime.OrtValue.ortvalue_from_numpy(arrays[name]) for name in self.inputs}
 
-    def run(self, feeds: dict) -> onnxruntime.OrtValue:
-        return self.session.run_with_ort_values(["logits"], feeds)[0]
+    def run(self, feeds: dict) -> np.ndarray | torch.Tensor:
+        """The logits where they were made: without a copy."""
+        if not self.on_gpu:
+            return self.session.run_with_ort_values(["logits"], feeds)[0].numpy()
+        logits = torch.empty(*feeds["input_ids"].shape(), self.width, device="cuda")
+        binding = self.session.io_binding()
+        for name, value in feeds.items():
+            binding.bind_ortvalue_input(name, value)
+        binding.bind_output("logits", "cuda", 0, np.float32, tuple(logits.shape), logits.data_ptr())
+        self.session.run_with_iobinding(binding)
+        return logits
 
 
 class Bare:
     """The batches of the cache's rows, made before the clock starts."""
 
     def __init__(self, options: argparse.Namespace):
-        self.session = Session(options.teacher, options.threads, spin=True)
+        self.session = Session(options, spin=True)
         self.batches, self.tokens, self.padded = [], 0, 0
         for table, batches in zip(shards(options.cache, ["input_ids"]), json.loads(options.plan.read_text()), strict=True):
             rows = lists(table, "input_ids")
@@ -97,7 +114,7 @@ class Pipeline:
         self.tokenizer = Tokenizer.from_file(str(options.teacher / "tokenizer.json"))
         self.special = {name: self.tokenizer.token_to_id(f"[{name}]") for name in ("PAD", "CLS", "SEP", "MASK")}
         # The other threads need the cores that an idle session would spin on.
-        self.session = Session(options.teacher, options.threads, spin=False)
+        self.session = Session(options, spin=False)
         self.out = options.out / "peer.parquet"
 
     def __call__(self) -> dict:
@@ -167,7 +184,6 @@ class Pipeline:
         top_k = top_k_torch if self.options.top_k == "torch" else top_k_numpy
         while (answer := answered.get()) is not END:
             ids, mask, labels, logits = answer
-            logits = logits.numpy()
             encoded.put((ids, mask, labels, *top_k(logits.reshape(-1, logits.shape[-1]), self.k, self.temperatures)))
         encoded.put(END)
 
@@ -219,13 +235,13 @@ def fixed(values: np.ndarray) -> pa.ListArray:
     return pa.ListArray.from_arrays(np.arange(0, (rows + 1) * width, width, dtype=np.int32), pa.array(values.reshape(-1)))
 
 
-def top_k_torch(logits: np.ndarray, k: int, temperatures: list[float]):
+def top_k_torch(logits: np.ndarray | torch.Tensor, k: int, temperatures: list[float]):
     with torch.inference_mode():
-        logits = torch.from_numpy(logits)
+        logits = torch.as_tensor(logits)
         values, ids = torch.topk(logits, k, dim=-1)
         largest = values[:, :1]
         log_z = torch.stack([torch.logsumexp(logits / t, -1) - largest[:, 0] / t for t in temperatures], 1)
-        return ids.numpy(), ((values - largest) / temperatures[0]).numpy(), largest[:, 0].numpy(), log_z.numpy()
+        return [each.cpu().numpy() for each in (ids, (values - largest) / temperatures[0], largest[:, 0], log_z)]
 
 
 def top_k_numpy(logits: np.ndarray, k: int, temperatures: list[float]):

@@ -35,37 +35,49 @@ CASES = {
     "small": Case("models/small", "models/long.txt", 4, 16, 128, 40),
     "demo": Case("data/teacher", "data/corpus/train.txt", 6, 23, 89, 2000, ["--long-documents", "truncate"]),
 }
+# Batches of a size that a GPU is given.
+GPU_CASES = {
+    "base": Case("models/base", "models/long.txt", 6, 64, 128, 40),
+    "small": Case("models/small", "models/long.txt", 4, 128, 128, 80),
+    "demo": Case("data/teacher", "data/corpus/train.txt", 6, 92, 89, 2000, ["--long-documents", "truncate"]),
+}
 MODES = list(product(["fp32", "bf16"], ["eager", "compile"], [True, False]))
 
 
-def precisions() -> list[str]:
+def precisions(options: argparse.Namespace) -> list[str]:
     """bf16 is refused by ours, and emulated by PyTorch, where the processor has no instructions for it."""
-    return ["fp32", "bf16"] if "avx512_bf16" in vectors() else ["fp32"]
+    return ["fp32", "bf16"] if options.device == "cuda" or "avx512_bf16" in vectors() else ["fp32"]
 
 
 def train(options: argparse.Namespace):
-    for name in options.only or [*CASES, "base-masked", "small-masked"]:
+    cases = GPU_CASES if options.device == "cuda" else CASES
+    for name in options.only or [*cases, "base-masked", "small-masked"]:
         base, _, masked = name.partition("-")
-        yield name, (masked_against_all if masked else against_torch)(base, CASES[base], options)
+        yield name, (masked_against_all if masked else against_torch)(base, cases[base], options)
 
 
 def cache_of(name: str, case: Case, options: argparse.Namespace, positions: str) -> Path:
     """Rows of one length, so that nobody pads: what packing saves on other rows comes on top."""
-    out = options.work / "train" / f"{name}-{positions}-cache"
+    out = options.work / f"train-{options.device}" / f"{name}-{positions}-cache"
     teacher, corpus = (path if (path := options.work / part).exists() else Path(part) for part in (case.teacher, case.corpus))
     full = ["--min-tokens", case.length, "--max-length", case.length, "--limit", case.documents, "--positions", positions, *case.flags]
+    full += ["--provider", "cuda"] if options.device == "cuda" else []
     run_program([options.bin / "precompute", "--quiet", "--teacher", teacher, "--corpus", corpus, *full, "--out", out])
     return out
 
 
 def command(options: argparse.Namespace, case: Case, cache: Path, out: Path, steps: int, flags: list) -> list:
     shape = ["--layers", case.layers, "--batch-tokens", case.rows * case.length, "--steps", steps, "--dropout", 0]
-    return [options.bin / "train", "--cache", cache, "--out", out, *shape, "--eval-fraction", 0, "--log-every", 1, "--threads", options.threads, *flags]
+    return [options.bin / "train", "--cache", cache, "--out", out, *shape, "--eval-fraction", 0, "--log-every", 1, "--threads", options.threads, *on_device(options), *flags]
+
+
+def on_device(options: argparse.Namespace) -> list:
+    return ["--device", "cuda"] if options.device == "cuda" else []
 
 
 def ours(options: argparse.Namespace, case: Case, cache: Path, steps: int, flags: list) -> dict:
     """A whole run of the program; timed are the steps after the first ones, by the clock of its own log, everything between two steps included."""
-    out = options.work / "train" / "student"
+    out = options.work / f"train-{options.device}" / "student"
     shutil.rmtree(out, ignore_errors=True)
     peak = run_program([*command(options, case, cache, out, steps + WARM_UP, flags), "--quiet"])
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -77,8 +89,13 @@ def ours(options: argparse.Namespace, case: Case, cache: Path, steps: int, flags
 
 
 def torch_peer(options: argparse.Namespace, case: Case, cache: Path, mode: str, dtype: str, tuned: bool) -> Peer:
-    arguments = ["--cache", cache, "--layers", case.layers, "--rows", case.rows, "--mode", mode, "--dtype", dtype, "--threads", options.threads]
+    arguments = ["--cache", cache, "--layers", case.layers, "--rows", case.rows, "--mode", mode, "--dtype", dtype, "--threads", options.threads, *on_device(options)]
     return Peer("train_torch.py", arguments, options.threads, tuned)
+
+
+def mallocs(options: argparse.Namespace) -> list[bool]:
+    """Whether to tune glibc's malloc, which serves nothing of a step on a GPU."""
+    return [False] if options.device == "cuda" else [True] if options.tuned_only else [True, False]
 
 
 def name_of(mode: str, dtype: str, tuned: bool) -> str:
@@ -87,11 +104,11 @@ def name_of(mode: str, dtype: str, tuned: bool) -> str:
 
 def survey(options: argparse.Namespace, name: str, case: Case, cache: Path) -> dict:
     """Milliseconds of a step in each mode, alone on the machine: which mode is the best of its precision. Kept, and read again by later runs."""
-    kept = options.work / "train" / f"{name}-modes.json"
+    kept = options.work / f"train-{options.device}" / f"{name}-modes.json"
     found = json.loads(kept.read_text()) if kept.exists() else {}
     for dtype, mode, tuned in MODES:
         label = name_of(mode, dtype, tuned)
-        if label in found or dtype not in precisions() or (options.tuned_only and not tuned):
+        if label in found or dtype not in precisions(options) or tuned not in mallocs(options):
             continue
         peer = torch_peer(options, case, cache, mode, dtype, tuned)
         # The second step of a compiled mode may compile again.
@@ -109,10 +126,10 @@ def survey(options: argparse.Namespace, name: str, case: Case, cache: Path) -> d
 def against_torch(name: str, case: Case, options: argparse.Namespace) -> dict:
     cache = cache_of(name, case, options, "tokens")
     modes = survey(options, name, case, cache)
-    best = {dtype: min((each for each in modes.values() if each["mode"][1] == dtype), key=lambda each: each["step_ms"]) for dtype in precisions()}
+    best = {dtype: min((each for each in modes.values() if each["mode"][1] == dtype), key=lambda each: each["step_ms"]) for dtype in precisions(options)}
     peers, contenders = [], []
     steps = max(2, round(options.seconds * 1e3 / best["fp32"]["step_ms"]))
-    for dtype in precisions():
+    for dtype in precisions(options):
         flags = ["--dtype", dtype] if dtype != "fp32" else []
         contenders.append(
             Contender(
@@ -121,7 +138,7 @@ def against_torch(name: str, case: Case, options: argparse.Namespace) -> dict:
                 " ".join(map(str, command(options, case, cache, Path("OUT"), steps, flags))),
             )
         )
-    for dtype in precisions():
+    for dtype in precisions(options):
         peer = torch_peer(options, case, cache, *best[dtype]["mode"])
         slower = best[dtype]["step_ms"] / best["fp32"]["step_ms"]
         count = max(2, round(steps / slower))

@@ -21,9 +21,9 @@ pub(super) fn states(
 ) -> Result<Vec<Tensor>> {
     let rotary = decoder.rotary.map(|rotary| Rotary::new(rotary.frequencies(decoder.head_width), config.max_position_embeddings));
     let angles = rotary.map(|rotary| Angles::new(&rotary, place)).transpose()?;
-    let mut state = values.weight(Role::Decoder(DecoderRole::Words))?.index_select(&place.ids, 0)?;
+    let mut state = place.ids.of(values.weight(Role::Decoder(DecoderRole::Words))?)?;
     if let Some(positions) = &place.positions {
-        state = (state + values.weight(Role::Decoder(DecoderRole::Positions))?.index_select(positions, 0)?)?;
+        state = (state + positions.of(values.weight(Role::Decoder(DecoderRole::Positions))?)?)?;
     }
     state = dropped(&state, DropoutSite::Embeddings, factors)?;
     let mut states = Vec::with_capacity(config.num_hidden_layers + 1);

@@ -20,10 +20,10 @@ pub(super) fn states(config: &StudentConfig, values: &Values, place: &Place, fac
 }
 
 fn embedded(config: &StudentConfig, values: &Values, place: &Place, factors: &Factors<'_>) -> Result<Tensor> {
-    let mut sum = values.weight(Role::WordEmbeddings)?.index_select(&place.ids, 0)?;
-    for (indices, role) in [(&place.types, Role::TokenTypeEmbeddings), (&place.positions, Role::PositionEmbeddings)] {
-        if let Some(indices) = indices {
-            sum = (sum + values.weight(role)?.index_select(indices, 0)?)?;
+    let mut sum = place.ids.of(values.weight(Role::WordEmbeddings)?)?;
+    for (lookup, role) in [(&place.types, Role::TokenTypeEmbeddings), (&place.positions, Role::PositionEmbeddings)] {
+        if let Some(lookup) = lookup {
+            sum = (sum + lookup.of(values.weight(role)?)?)?;
         }
     }
     let normalised = values.norm(&sum, Role::EmbeddingNorm, config.layer_norm_eps)?;

@@ -6,7 +6,8 @@
 //!
 //! | file | content |
 //! | --- | --- |
-//! | `rows` | choosing rows by number, with the way back |
+//! | `rows` | choosing rows by number, each once at most, with the way back |
+//! | `lookup` | rows of a table, each as often as it is asked for, with the way back |
 //! | `operations` | products, norms, activations, softmax |
 //! | `values` | what is trained, on the device, by role |
 //! | `place` | a batch on the device: ids, padding, masks |
@@ -26,6 +27,7 @@ mod divergences;
 mod dropout;
 mod encoder;
 mod heads;
+mod lookup;
 mod operations;
 mod optimiser;
 mod place;

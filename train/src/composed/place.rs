@@ -1,6 +1,7 @@
 //! A batch on the device: ids and positions, and the rows that padding, attention and heads choose. Whatever could be out of range is checked
 //! first, since a GPU would not say what was wrong.
 
+use super::lookup::Lookup;
 use super::rows::Rows;
 use crate::batcher::Batch;
 use crate::kernels::Packing;
@@ -15,11 +16,11 @@ pub(super) struct Place {
     /// Which rows are whose.
     pub(super) packing: Arc<Packing>,
     /// `[tokens]`: input ids.
-    pub(super) ids: Tensor,
+    pub(super) ids: Lookup,
     /// `[tokens]`: token types, where the family has them.
-    pub(super) types: Option<Tensor>,
+    pub(super) types: Option<Lookup>,
     /// `[tokens]`: rows of the position embeddings, where the family has them.
-    pub(super) positions: Option<Tensor>,
+    pub(super) positions: Option<Lookup>,
     /// From rows `[tokens]` to `[sequences * longest]`, each sequence followed by rows of zeros.
     pub(super) padded: Rows,
     /// What is added to scores: `[sequences, 1, 1, longest]`, -infinity where a sequence has no such key, or of a decoder `[1, 1, longest,
@@ -39,7 +40,7 @@ impl Place {
             candle_core::bail!("a sequence of {longest} tokens for {} positions", config.longest_sequence());
         }
         below("id", &batch.input_ids, config.vocab_size)?;
-        let upload = |numbers: Vec<u32>| Tensor::from_vec(numbers, tokens, device);
+        let upload = |numbers: Vec<u32>| Lookup::new(numbers, device);
         let types = match config.family.has_token_types() {
             true if batch.token_type_ids.is_empty() => Some(vec![0; tokens]),
             true => Some(batch.token_type_ids.clone()),

@@ -7,7 +7,7 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp2, Device, Layout, Result, Shape, Tensor};
 
 /// Stands for no row: what is chosen there is zeros, forwards and backwards, on every device of candle.
-const NONE: u32 = u32::MAX;
+pub(super) const NONE: u32 = u32::MAX;
 
 /// A choice among rows, none of them twice.
 #[derive(Clone)]
@@ -49,7 +49,7 @@ struct Choose {
 }
 
 /// Every backend of candle chooses rows itself; what is of its own here is the way back.
-fn choose<S: BackendStorage>(x: &S, of_x: &Layout, chosen: &S, of_chosen: &Layout) -> Result<(S, Shape)> {
+pub(super) fn choose<S: BackendStorage>(x: &S, of_x: &Layout, chosen: &S, of_chosen: &Layout) -> Result<(S, Shape)> {
     let (_, width) = of_x.shape().dims2()?;
     Ok((x.index_select(chosen, of_x, of_chosen, 0)?, (of_chosen.dims()[0], width).into()))
 }

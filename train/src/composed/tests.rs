@@ -1,5 +1,5 @@
 //! The composed student against the kernels: losses and every parameter's gradient, in double precision, under the kernels' own masks of dropout;
-//! then ten steps of the optimiser.
+//! then ten steps of the optimiser. In a build for a GPU it runs there.
 
 mod steps;
 
@@ -18,18 +18,23 @@ use std::sync::Arc;
 
 const PLAN: DropoutPlan = DropoutPlan { seed: 3, step: 5, hidden: 0.2, attention: 0.3 };
 
+/// The GPU of a build that has one, else candle's processor.
+fn device() -> Device {
+    Device::cuda_if_available(0).unwrap()
+}
+
 /// The masks that the kernels draw for `batch`.
 fn kernel_factors<'a>(config: &'a StudentConfig, batch: &'a Batch, plan: &'a DropoutPlan) -> Box<Factors<'a>> {
     let all = Packing::new(&batch.offsets, &batch.sequence_ids, &batch.passes).unwrap();
     Box::new(move |site, shape| match site {
-        DropoutSite::Attention(_) => Ok(Some(attention_factors(&all, plan, site, shape))),
+        DropoutSite::Attention(_) => attention_factors(&all, plan, site, shape).to_device(&device()).map(Some),
         _ => {
             // A sequence's class is read off one row, which is then a sequence of its own.
             let of_firsts =
                 config.task == Task::SequenceClassification && matches!(site, DropoutSite::Classifier | DropoutSite::ClassifierInput);
             let firsts = || Packing::new(&(0..=shape[0]).collect::<Vec<_>>(), &batch.sequence_ids, &batch.passes).unwrap();
             let packing: Arc<Packing> = if of_firsts { firsts() } else { all.clone() };
-            dropout(&Tensor::ones(shape, DType::F64, &Device::Cpu)?, &packing, plan, site).map(Some)
+            dropout(&Tensor::ones(shape, DType::F64, &Device::Cpu)?, &packing, plan, site)?.to_device(&device()).map(Some)
         }
     })
 }
@@ -71,7 +76,7 @@ fn assert_equal(config: StudentConfig, step: &Step, loss: &str, pairs: &[HiddenP
     let hidden = HiddenObjective::new(pairs, (student.config().hidden_size, teacher_width), DType::F64, 1).unwrap();
     let parameters: Vec<ParameterRef> = student.parameters().iter().chain(hidden.parameters()).cloned().collect();
     let objective = StepObjective::new(&loss.parse().unwrap(), (0, 1), TEMPERATURE, step.normalisers());
-    let composed = Composed::new(&student, &hidden, &Device::Cpu, Precision::Single).unwrap();
+    let composed = Composed::new(&student, &hidden, &device(), Precision::Single).unwrap();
     let mut training = composed.train(AdamWSettings::default(), &Moments::zeros(&parameters)).unwrap();
     for batch in &step.micro_batches {
         let (scalar, expected) = student.mapped_loss(batch, &objective, &hidden, &PLAN).unwrap();
@@ -89,7 +94,7 @@ fn assert_equal(config: StudentConfig, step: &Step, loss: &str, pairs: &[HiddenP
         let found = gradient.as_ref().map_or_else(|| vec![0.0; expected.len()], numbers);
         assert_close(&format!("{}, {what}", parameter.name()), &found, &expected, 1e-10, 1e-12);
     }
-    let found = numbers(&training.optimiser.squared_norm(&Device::Cpu).unwrap());
+    let found = numbers(&training.optimiser.squared_norm(&device()).unwrap());
     assert_close(&format!("norm of {what}"), &found, &[squares], 1e-10, 0.0);
     assert!(squares > 0.0, "{what}");
 }
@@ -178,7 +183,7 @@ fn answers_are_the_kernels() {
     for (batch, config) in language_models.chain(students().into_iter().map(|(config, _)| (taught(&config), config))) {
         let student = student(config, DType::F64);
         let hidden = HiddenObjective::last(student.config().num_hidden_layers);
-        let composed = Composed::new(&student, &hidden, &Device::Cpu, Precision::Single).unwrap();
+        let composed = Composed::new(&student, &hidden, &device(), Precision::Single).unwrap();
         let of_vectors = student.config().task == Task::SentenceEmbedding;
         let (found, expected, other) = match of_vectors {
             true => (composed.embeddings(&batch), student.embeddings(&batch), composed.logits(&batch)),
@@ -198,7 +203,7 @@ fn what_is_out_of_range_is_refused_before_the_device_sees_it() {
     let refused = |config: &StudentConfig, batch: Batch, loss: &str| {
         let student = student(config.clone(), DType::F64);
         let hidden = HiddenObjective::last(config.num_hidden_layers);
-        let composed = Composed::new(&student, &hidden, &Device::Cpu, Precision::Single).unwrap();
+        let composed = Composed::new(&student, &hidden, &device(), Precision::Single).unwrap();
         let counts = Normalisers { asked: 20, labelled: 20, tokens: 20, sequences: 3 };
         let objective = StepObjective::new(&loss.parse().unwrap(), (0, 1), TEMPERATURE, counts);
         composed.loss(&batch, &objective, &off).unwrap_err().to_string()

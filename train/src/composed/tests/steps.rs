@@ -39,7 +39,7 @@ fn ten_steps_are_the_kernels() {
         let (student, hidden) = start();
         let parameters = trainable(&student, &hidden);
         let first = values(&parameters);
-        let composed = || Composed::new(&student, &hidden, &Device::Cpu, Precision::Single).unwrap();
+        let composed = || Composed::new(&student, &hidden, &device(), Precision::Single).unwrap();
         let mut training = composed().train(SETTINGS, &Moments::zeros(&parameters)).unwrap();
         let mut found = Vec::new();
         for number in 0..10 {
@@ -87,7 +87,7 @@ fn bf16_is_near_single_precision_and_reaches_every_linear_map() {
         let hidden = HiddenObjective::last(config.num_hidden_layers);
         let objective = StepObjective::new(&"ce=5,mlm=2,cos=1".parse().unwrap(), (0, 1), TEMPERATURE, step.normalisers());
         let run = |precision| {
-            let composed = Composed::new(&student, &hidden, &Device::Cpu, precision).unwrap();
+            let composed = Composed::new(&student, &hidden, &device(), precision).unwrap();
             let mut training = composed.train(SETTINGS, &Moments::zeros(student.parameters())).unwrap();
             let found = training.gradients(&step, &objective, &DropoutPlan::off()).unwrap();
             let gradients = training.optimiser.gradients().iter().map(|each| each.as_ref().map(numbers).unwrap_or_default());

@@ -1,4 +1,4 @@
-//! Whole runs of the composed student on the processor, beside the kernels'.
+//! Whole runs of the composed student beside the kernels', on the processor, or in a build for a GPU there.
 
 use super::*;
 use crate::device::Placement;
@@ -7,7 +7,7 @@ use candle_core::Device;
 
 /// `config`, with the steps made by candle's operations. No flag says so: on the processor the kernels are there.
 fn composed(config: Config) -> Config {
-    config.with_placement(Placement::Composed { device: Device::Cpu, name: "composed".to_owned() })
+    config.with_placement(Placement::Composed { device: Device::cuda_if_available(0).unwrap(), name: "composed".to_owned() })
 }
 
 fn lines(out: &Path) -> Vec<Line> {
