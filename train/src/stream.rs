@@ -2,8 +2,9 @@
 //!
 //! An epoch visits every row group of every shard once, in an order drawn from (seed, epoch). The rows of a group enter a buffer that
 //! holds at most [`BUFFER_TOKENS`] tokens beyond one row group; each step takes a random row out of it. So memory depends on the buffer
-//! and on one row group, not on the cache, and the order depends on nothing but the seed, the epoch and the cache. A [`StreamPosition`] says
-//! which rows are in the buffer, so that a stream can go on from it without those that were given before.
+//! and on one row group (or, of a stream that reads ahead, three for each of its readers), not on the cache, and the order depends on nothing but the
+//! seed, the epoch and the cache. A [`StreamPosition`] says which rows are in the buffer, so that a stream can go on from it without those that were
+//! given before.
 
 mod position;
 mod prefetch;
@@ -13,7 +14,7 @@ pub use prefetch::Prefetch;
 
 use logitcache::cache::reader::{Cache, Projection, ShardReader};
 use logitcache::cache::record::Record;
-use logitcache::error::Result;
+use logitcache::error::{Error, Result};
 use logitcache::seed::{Purpose, RandomStream};
 
 /// Tokens that the shuffle buffer may hold before it gives rows back: 16 micro-batches of the default size.
@@ -88,16 +89,43 @@ impl ShuffleBuffer {
 /// A row group: shard, group.
 type Group = (usize, usize);
 
-/// The rows of one epoch, read when asked for. Ends after the first error.
-pub struct RowStream {
+/// Reads row groups, and keeps a shard open from one to the next.
+struct GroupReader {
     cache: Cache,
     projection: Projection,
+    open: Option<(usize, ShardReader)>,
+}
+
+impl GroupReader {
+    fn new(cache: &Cache, hidden_layers: &[u32]) -> Self {
+        Self { cache: cache.clone(), projection: Projection { hidden_layers: hidden_layers.to_vec() }, open: None }
+    }
+
+    fn read(&mut self, (shard, group): Group) -> Result<Vec<Record>> {
+        let reader = match self.open.take() {
+            Some((open, reader)) if open == shard => reader,
+            _ => self.cache.shard(shard)?,
+        };
+        let records = reader.read(group, &self.projection)?;
+        self.open = Some((shard, reader));
+        Ok(records)
+    }
+}
+
+/// The rows of one epoch, read when asked for or ahead. Ends after the first error.
+pub struct RowStream {
     selection: Selection,
     /// In the epoch's order.
     groups: Vec<Group>,
-    /// How many of them have been read.
+    /// How many of them have been taken.
     taken: usize,
-    open: Option<(usize, ShardReader)>,
+    reader: GroupReader,
+    /// Threads that read ahead; none, and the stream reads when it is asked.
+    readers: usize,
+    /// Those threads, once there are any. A group is read by the one whose turn it is.
+    lanes: Vec<Prefetch<Result<Vec<Record>>>>,
+    /// The group that the first of them began with.
+    lanes_from: usize,
     stored: std::vec::IntoIter<Placed>,
     shuffled: Option<ShuffleBuffer>,
     /// What an earlier stream gave and nobody used.
@@ -123,12 +151,13 @@ impl RowStream {
             }
         };
         Ok(Self {
-            cache: cache.clone(),
-            projection: Projection { hidden_layers: hidden_layers.to_vec() },
             selection,
             groups,
             taken: 0,
-            open: None,
+            reader: GroupReader::new(cache, hidden_layers),
+            readers: 0,
+            lanes: Vec::new(),
+            lanes_from: 0,
             stored: Vec::new().into_iter(),
             shuffled,
             given_back: None,
@@ -136,19 +165,38 @@ impl RowStream {
         })
     }
 
+    /// The same rows in the same order, with `readers` threads that read ahead, for who takes rows faster than one thread reads them. With fewer than two
+    /// the stream reads when it is asked.
+    pub fn read_ahead(self, readers: usize) -> Self {
+        Self { readers: if readers < 2 { 0 } else { readers }, ..self }
+    }
+
     /// The selected rows of the next row group; nothing after the last.
     fn next_group(&mut self) -> Result<Option<Vec<Placed>>> {
-        let Some((shard, group)) = self.groups.get(self.taken).copied() else { return Ok(None) };
-        let reader = match self.open.take() {
-            Some((open, reader)) if open == shard => reader,
-            _ => self.cache.shard(shard)?,
+        let Some(group) = self.groups.get(self.taken).copied() else { return Ok(None) };
+        let records = match self.readers {
+            0 => self.reader.read(group)?,
+            _ => self.next_ahead()?,
         };
-        let records = reader.read(group, &self.projection)?;
-        self.open = Some((shard, reader));
         let number = self.taken as u32;
         self.taken += 1;
         let placed = records.into_iter().zip(0..).map(|(record, row)| Placed { record, place: [number, row] });
         Ok(Some(placed.filter(|row| self.selection.holds(row.record.document_id)).collect()))
+    }
+
+    /// The records of the next row group, from the thread whose turn it is.
+    fn next_ahead(&mut self) -> Result<Vec<Record>> {
+        if self.lanes.is_empty() {
+            self.lanes_from = self.taken;
+            let lane = |first: usize| {
+                let groups: Vec<Group> = self.groups[self.taken..].iter().skip(first).step_by(self.readers).copied().collect();
+                let mut reader = GroupReader::new(&self.reader.cache, &self.reader.projection.hidden_layers);
+                Prefetch::new(groups.into_iter().map(move |group| reader.read(group)))
+            };
+            self.lanes = (0..self.readers).map(lane).collect();
+        }
+        let turn = (self.taken - self.lanes_from) % self.readers;
+        self.lanes[turn].next().unwrap_or_else(|| Err(Error::invalid("row group", "one for each turn", "none")))
     }
 
     fn next_row(&mut self) -> Result<Option<Placed>> {
@@ -181,6 +229,7 @@ impl Iterator for RowStream {
         let row = self.next_row();
         if row.is_err() {
             self.taken = self.groups.len();
+            self.lanes = Vec::new();
             self.stored = Vec::new().into_iter();
             self.shuffled = None;
         }

@@ -13,7 +13,7 @@ use crate::target::TargetSpec;
 use arrow_array::RecordBatch;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -28,8 +28,8 @@ struct Opened {
     manifest: Manifest,
     /// The spec of a record that was read without hidden states.
     spec_without_hidden: TargetSpec,
-    /// Files whose checksum this process has compared; a file is hashed once, however many epochs read it.
-    verified: Mutex<BTreeSet<String>>,
+    /// Whether this process has compared a file's checksum: a file is hashed once, however many epochs and threads read it.
+    verified: Mutex<BTreeMap<String, Arc<Mutex<bool>>>>,
     /// Of each shard, once they have been looked up.
     row_groups: OnceLock<Vec<usize>>,
 }
@@ -184,11 +184,14 @@ impl Cache {
 impl Opened {
     fn open(&self, part: Part, index: u32, entry: &FileEntry) -> Result<OpenFile> {
         check_size(&self.directory, entry)?;
-        let known = || self.verified.lock().unwrap_or_else(PoisonError::into_inner);
-        if !known().contains(&entry.name) {
+        let known = Arc::clone(self.verified.lock().unwrap_or_else(PoisonError::into_inner).entry(entry.name.clone()).or_default());
+        // Held while the file is hashed, so that others who want it wait and do not hash it too.
+        let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*known {
             check_content(&self.directory, entry)?;
-            known().insert(entry.name.clone());
+            *known = true;
         }
+        drop(known);
         self.open_unverified(part, index, entry)
     }
 

@@ -1,7 +1,7 @@
 //! Attention within each sequence, on padded heads.
 
 use super::dropout::{Factors, dropped};
-use super::operations::softmax;
+use super::operations::masked_softmax;
 use super::place::Place;
 use crate::kernels::{DropoutSite, Rotary};
 use candle_core::{D, Result, Tensor};
@@ -80,7 +80,7 @@ pub(super) fn attention(
     // The queries are scaled, not their scores, which are more.
     let query = (head_major(query, heads.queries, angles)? * (1.0 / (heads.width as f64).sqrt()))?;
     let (key, value) = (shared(head_major(key, heads.keys, angles)?)?, shared(head_major(value, heads.keys, None)?)?);
-    let scores = query.matmul(&key.t()?)?.broadcast_add(&place.mask)?;
-    let probabilities = dropped(&softmax(&scores)?, DropoutSite::Attention(layer), factors)?;
+    let probabilities = masked_softmax(&query.matmul(&key.t()?)?, &place.mask)?;
+    let probabilities = dropped(&probabilities, DropoutSite::Attention(layer), factors)?;
     place.pack(&probabilities.matmul(&value)?.transpose(1, 2)?.contiguous()?.reshape((sequences, longest, ()))?)
 }

@@ -5,8 +5,8 @@ use super::operations::activate;
 use super::place::Place;
 use super::rows::Rows;
 use super::values::Values;
-use super::vectors::{cosine_loss, output_losses, pool, squared_loss, teacher_rows, unit_length};
-use super::vocabulary::{Decoder, Losses, head_loss};
+use super::vectors::{cosine_loss, output_losses, pool, rows_like, squared_loss, unit_length, upload};
+use super::vocabulary::{Decoder, Losses, Targets, head_loss};
 use crate::batcher::Batch;
 use crate::kernels::{Activation, DropoutSite, HeadTargets};
 use crate::loss::{Part, StepObjective};
@@ -22,9 +22,36 @@ pub(super) struct Head<'a> {
     pub(super) values: &'a Values,
     pub(super) place: &'a Place,
     pub(super) batch: &'a Batch,
+    /// The rows that the last map reads; none where nothing is asked, since a GPU has no room for nothing.
+    asked: Option<Rows>,
+    /// What their logits are taught.
+    targets: Option<Targets>,
 }
 
-impl Head<'_> {
+impl<'a> Head<'a> {
+    /// Uploads what is asked and, where there is a `step`, what is taught.
+    pub(super) fn new(
+        config: &'a StudentConfig,
+        values: &'a Values,
+        place: &'a Place,
+        batch: &'a Batch,
+        step: Option<&StepObjective>,
+    ) -> Result<Self> {
+        let mut head = Self { config, values, place, batch, asked: None, targets: None };
+        if config.task == Task::SentenceEmbedding || batch.asked.is_empty() {
+            return Ok(head);
+        }
+        let (device, dtype) = (values.device(), values.dtype());
+        head.asked = Some(Rows::new(batch.asked.iter().map(|row| Some(*row as usize)), batch.input_ids.len(), device)?);
+        let of_numbers = matches!(config.problem, Some(Problem::MultiLabel | Problem::Regression));
+        if let Some(step) = step.filter(|step| step.weights.any(Part::is_of_logits) && !of_numbers) {
+            let Batch { k, top_ids, log_probabilities, max_logit, labels, .. } = batch;
+            let targets = HeadTargets { k: *k, top_ids, log_probabilities, max_logit, labels };
+            head.targets = Some(Targets::new(&targets, head.decoder()?.weight.dim(0)?, step, dtype, device)?);
+        }
+        Ok(head)
+    }
+
     /// `[asked, classes]` from `state` `[tokens, hidden]`.
     pub(super) fn logits(&self, state: &Tensor) -> Result<Tensor> {
         if self.config.task == Task::SentenceEmbedding {
@@ -66,17 +93,17 @@ impl Head<'_> {
             Some(problem @ (Problem::MultiLabel | Problem::Regression)) => {
                 weighted(output_losses(&decoder.logits(&rows)?, self.batch, problem, step)?, step)
             }
-            _ => {
-                let Batch { k, top_ids, log_probabilities, max_logit, labels, .. } = self.batch;
-                let targets = HeadTargets { k: *k, top_ids, log_probabilities, max_logit, labels };
-                head_loss(&rows, &decoder, &targets, step).map(Some)
-            }
+            _ => match &self.targets {
+                Some(targets) => head_loss(&rows, &decoder, targets, step).map(Some),
+                None => candle_core::bail!("a head that was made to answer is asked for its loss"),
+            },
         }
     }
 
     fn vector_loss(&self, state: &Tensor, step: &StepObjective) -> Result<Losses> {
         let vectors = self.vectors(state)?;
-        let (teacher, count) = (teacher_rows(&self.batch.embeddings, &vectors)?, step.normalisers.sequences);
+        let teacher = rows_like(&upload(&self.batch.embeddings, vectors.dtype(), vectors.device())?, &vectors)?;
+        let count = step.normalisers.sequences;
         let mut losses = Vec::new();
         for (part, loss) in [(Part::EmbeddingCos, cosine_loss as RowLoss), (Part::EmbeddingMse, squared_loss)] {
             if step.weights.has(part) {
@@ -90,9 +117,8 @@ impl Head<'_> {
     /// `[asked, width]`: what the last map reads.
     fn read(&self, state: &Tensor, factors: &Factors<'_>) -> Result<Tensor> {
         let Self { config, values, .. } = *self;
-        // Where none are asked, nobody comes here: a GPU has no room for nothing.
-        let chosen = self.batch.asked.iter().map(|row| Some(*row as usize));
-        let rows = Rows::new(chosen, state.dim(0)?, state.device())?;
+        let none = || candle_core::Error::Msg("nothing is asked".to_owned());
+        let rows = self.asked.as_ref().ok_or_else(none)?;
         let asked = |state: &Tensor| rows.of(state);
         match config.task {
             Task::TokenClassification => asked(&dropped(state, DropoutSite::Classifier, factors)?),

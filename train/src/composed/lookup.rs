@@ -12,26 +12,27 @@ use std::sync::Arc;
 #[derive(Clone)]
 pub(super) struct Lookup {
     /// `[count]`: rows of the table.
-    numbers: Arc<[u32]>,
-    /// The same on the device.
-    uploaded: Tensor,
+    numbers: Tensor,
+    /// The way back, where there is one.
+    back: Option<Arc<Halvings>>,
 }
 
 impl Lookup {
-    /// Row `numbers[i]` of a table becomes row i.
-    pub(super) fn new(numbers: Vec<u32>, device: &Device) -> Result<Self> {
-        let uploaded = Tensor::from_slice(&numbers, numbers.len(), device)?;
-        Ok(Self { numbers: numbers.into(), uploaded })
+    /// Row `numbers[i]` of a table becomes row i. `differentiated`: the rows of the table, where its gradient will be asked for; all that the way back
+    /// needs is then uploaded, since a device that has work queued makes an upload wait for it.
+    pub(super) fn new(numbers: &[u32], differentiated: Option<usize>, device: &Device) -> Result<Self> {
+        let back = differentiated.map(|rows| Halvings::new(numbers, rows, device)).transpose()?;
+        Ok(Self { numbers: Tensor::from_slice(numbers, numbers.len(), device)?, back: back.map(Arc::new) })
     }
 
     /// `[count, width]` of `table` `[rows, width]`.
     pub(super) fn of(&self, table: &Tensor) -> Result<Tensor> {
-        table.apply_op2(&self.uploaded, LookUp { numbers: self.numbers.clone() })
+        table.apply_op2(&self.numbers, LookUp { back: self.back.clone() })
     }
 }
 
 struct LookUp {
-    numbers: Arc<[u32]>,
+    back: Option<Arc<Halvings>>,
 }
 
 impl CustomOp2 for LookUp {
@@ -47,21 +48,22 @@ impl CustomOp2 for LookUp {
         choose(table, of_table, numbers, of_numbers)
     }
 
-    fn bwd(&self, table: &Tensor, _numbers: &Tensor, _y: &Tensor, gradient: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        Ok((Some(Halvings::new(&self.numbers, table.dim(0)?)?.sums(gradient)?), None))
+    fn bwd(&self, _table: &Tensor, _numbers: &Tensor, _y: &Tensor, gradient: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let Some(back) = &self.back else { candle_core::bail!("a lookup that was not to be differentiated") };
+        Ok((Some(back.sums(gradient)?), None))
     }
 }
 
 /// How the gradients of rows are added up.
 struct Halvings {
-    /// Each a halving: rows of what the one before left, then as many rows that are added to them, [`NONE`] where one is left alone.
-    halvings: Vec<Vec<u32>>,
+    /// Each a halving, `[2, left]`: rows of what the one before left, then rows that are added to them, [`NONE`] where one is left alone.
+    halvings: Vec<Tensor>,
     /// `[rows]` of the table: where its sum is in the end, [`NONE`] where it was not looked up.
-    places: Vec<u32>,
+    places: Tensor,
 }
 
 impl Halvings {
-    fn new(numbers: &[u32], rows: usize) -> Result<Self> {
+    fn new(numbers: &[u32], rows: usize, device: &Device) -> Result<Self> {
         let mut places = vec![NONE; rows];
         let mut order: Vec<u32> = (0..numbers.len() as u32).collect();
         order.sort_by_key(|place| numbers[*place as usize]);
@@ -83,23 +85,21 @@ impl Halvings {
                 first += *length;
                 *length = length.div_ceil(2);
             }
-            order = (0..kept.len() as u32).collect();
+            let left = kept.len();
+            order = (0..left as u32).collect();
             kept.append(&mut added);
-            halvings.push(kept);
+            halvings.push(Tensor::from_vec(kept, (2, left), device)?);
         }
-        Ok(Self { halvings, places })
+        Ok(Self { halvings, places: Tensor::from_vec(places, rows, device)? })
     }
 
     /// `[rows, width]` from `gradient` `[count, width]`.
-    fn sums(self, gradient: &Tensor) -> Result<Tensor> {
+    fn sums(&self, gradient: &Tensor) -> Result<Tensor> {
         let mut left = gradient.detach().contiguous()?;
-        for halving in self.halvings {
-            let half = halving.len() / 2;
-            let halving = Tensor::from_vec(halving, (2, half), left.device())?;
+        for halving in &self.halvings {
             left = (left.index_select(&halving.get(0)?, 0)? + left.index_select(&halving.get(1)?, 0)?)?;
         }
-        let count = self.places.len();
-        left.index_select(&Tensor::from_vec(self.places, count, left.device())?, 0)
+        left.index_select(&self.places, 0)
     }
 }
 
@@ -124,8 +124,8 @@ mod tests {
                 let gradients = (&y * &weights).unwrap().sum_all().unwrap().backward().unwrap();
                 (numbers(&y), numbers(gradients.get(&table).unwrap()))
             };
-            let lookup = Lookup::new(looked_up.clone(), &device).unwrap();
-            let (found, expected) = (run(&|table| lookup.of(table)), run(&|table| table.index_select(&lookup.uploaded, 0)));
+            let lookup = Lookup::new(&looked_up, Some(50), &device).unwrap();
+            let (found, expected) = (run(&|table| lookup.of(table)), run(&|table| table.index_select(&lookup.numbers, 0)));
             assert_eq!(found.0, expected.0);
             assert_close("gradient", &found.1, &expected.1, 1e-12, 1e-13);
         }
@@ -133,13 +133,15 @@ mod tests {
 
     #[test]
     fn few_halvings_add_many_rows_and_none_is_left_out() {
-        let Halvings { halvings, places } = Halvings::new(&[[2; 1000].as_slice(), &[0, 4, 4]].concat(), 6).unwrap();
-        assert_eq!(halvings.len(), 10);
-        assert_eq!(places, [0, NONE, 1, NONE, 2, NONE]);
-        assert_eq!(halvings.last().unwrap().len(), 6, "one row of each of three, and one or none that is added to it");
+        let added = Halvings::new(&[[2; 1000].as_slice(), &[0, 4, 4]].concat(), 6, &Device::Cpu).unwrap();
+        assert_eq!(added.halvings.len(), 10);
+        assert_eq!(added.places.to_vec1::<u32>().unwrap(), [0, NONE, 1, NONE, 2, NONE]);
+        assert_eq!(added.halvings.last().unwrap().dims(), [2, 3], "one row of each of three, and one or none that is added to it");
         let ones = Tensor::ones((1003, 2), DType::F32, &Device::Cpu).unwrap();
-        let sums = Halvings { halvings, places }.sums(&ones).unwrap();
-        assert_eq!(numbers(&sums), [1.0, 1.0, 0.0, 0.0, 1000.0, 1000.0, 0.0, 0.0, 2.0, 2.0, 0.0, 0.0]);
-        assert!(Halvings::new(&[6], 6).is_err());
+        assert_eq!(numbers(&added.sums(&ones).unwrap()), [1.0, 1.0, 0.0, 0.0, 1000.0, 1000.0, 0.0, 0.0, 2.0, 2.0, 0.0, 0.0]);
+        assert!(Halvings::new(&[6], 6, &Device::Cpu).is_err());
+        let table = Var::from_tensor(&random(1, &[5, 2], 1.0)).unwrap();
+        let read = Lookup::new(&[1, 1], None, &Device::Cpu).unwrap().of(&table).unwrap();
+        assert!(read.sum_all().unwrap().backward().unwrap_err().to_string().contains("not to be differentiated"));
     }
 }

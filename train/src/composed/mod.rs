@@ -1,4 +1,5 @@
-//! The same student, losses and optimiser step of candle's own operations, wherever candle runs them: how `train` uses a GPU.
+//! The same student, losses and optimiser step of candle's own operations, wherever candle runs them, and of kernels for GPUs where those take too
+//! many passes over the numbers: how `train` uses a GPU.
 //!
 //! The student on the CPU stays the house of the values: first weights, checkpoints and the student's directory are read from and written to it.
 //! [`Composed`] takes copies of everything that is trained to a device, makes the steps there and brings the values back when they are asked for.
@@ -14,9 +15,10 @@
 //! | `dropout` | masks drawn by the device |
 //! | `attention`, `encoder`, `decoder` | the states of every family |
 //! | `heads` | the head of every task |
-//! | `vocabulary`, `divergences` | losses of the logits, a chunk of rows at a time |
+//! | `vocabulary`, `logits`, `divergences` | losses of the logits, a chunk of rows at a time |
 //! | `vectors` | losses of states, of vectors, of numbers; pooling |
 //! | `optimiser` | AdamW |
+//! | `gpu` | kernels for NVIDIA's GPUs, in a build for them |
 //!
 //! Linear maps run on packed rows; the attention alone pads sequences to the longest of a micro-batch. A step fetches from the device once: the
 //! values of its losses and the norm of its gradient together.
@@ -26,7 +28,10 @@ mod decoder;
 mod divergences;
 mod dropout;
 mod encoder;
+#[cfg(feature = "cuda")]
+mod gpu;
 mod heads;
+mod logits;
 mod lookup;
 mod operations;
 mod optimiser;
@@ -40,14 +45,18 @@ use crate::batcher::{Batch, Step};
 use crate::kernels::{DropoutPlan, ParameterRef, Precision};
 use crate::loss::{LossParts, PARTS, Part, StepObjective};
 use crate::optim::{AdamWSettings, Moments};
-use crate::student::{Answers, HiddenObjective, Student, StudentConfig};
+use crate::student::decoder::DecoderRole;
+use crate::student::{Answers, HiddenObjective, Role, Student, StudentConfig};
 use candle_core::{DType, Device, Result, Tensor};
 use dropout::{Factors, drawn, off, seed};
 use heads::{Head, RowLoss, weighted};
 use optimiser::Optimiser;
-use place::Place;
+use place::{Place, Tables};
 use values::Values;
-use vectors::{cosine_loss, squared_loss, teacher_rows};
+use vectors::{cosine_loss, rows_like, squared_loss, upload};
+
+/// The parts of the loss that compare hidden states.
+const HIDDEN_PARTS: [(Part, RowLoss); 2] = [(Part::Cos, cosine_loss), (Part::HiddenMse, squared_loss)];
 
 /// A student on a device of candle, with what its hidden states are compared with.
 pub struct Composed<'a> {
@@ -94,8 +103,16 @@ impl<'a> Composed<'a> {
         Ok(Training { composed: self, optimiser })
     }
 
-    fn place(&self, batch: &Batch) -> Result<Place> {
-        Place::new(self.config, batch, self.values.dtype(), self.values.device())
+    fn place(&self, batch: &Batch, tables: Tables) -> Result<Place> {
+        Place::new(self.config, batch, tables, self.values.dtype(), self.values.device())
+    }
+
+    fn tables(&self) -> Tables {
+        let roles = match &self.config.decoder {
+            Some(_) => [Some(Role::Decoder(DecoderRole::Words)), None, Some(Role::Decoder(DecoderRole::Positions))],
+            None => [Role::WordEmbeddings, Role::TokenTypeEmbeddings, Role::PositionEmbeddings].map(Some),
+        };
+        roles.map(|role| role.and_then(|role| self.values.rows(role)))
     }
 
     fn states(&self, values: &Values, place: &Place, factors: &Factors<'_>) -> Result<Vec<Tensor>> {
@@ -107,10 +124,11 @@ impl<'a> Composed<'a> {
 
     /// What `answer` makes of the last state, nothing of which is kept for a backward pass.
     fn answers(&self, batch: &Batch, answer: impl Fn(&Head<'_>, &Tensor) -> Result<Tensor>) -> Result<Tensor> {
-        let (values, place) = (self.values.detached(), self.place(batch)?);
+        let (values, place) = (self.values.detached(), self.place(batch, [None; 3])?);
+        let head = Head::new(self.config, &values, &place, batch, None)?;
         let states = self.states(&values, &place, &off)?;
         let last = states.last().ok_or_else(|| candle_core::Error::Msg("a student without states".to_owned()))?;
-        answer(&Head { config: self.config, values: &values, place: &place, batch }, last)
+        answer(&head, last)
     }
 
     /// The loss of a micro-batch, as a scalar to differentiate, none where nothing is taught; and the values of the parts, `[PARTS]`. The scalar's
@@ -119,11 +137,13 @@ impl<'a> Composed<'a> {
         if step.few_ids {
             candle_core::bail!("few ids of a vocabulary, which the kernels alone can count");
         }
-        let place = self.place(batch)?;
+        // All uploads come first: once the device has work queued, an upload waits until that is done.
+        let place = self.place(batch, self.tables())?;
+        let head = Head::new(self.config, &self.values, &place, batch, Some(step))?;
+        let teacher = self.teacher_states(batch, step)?;
         let states = self.states(&self.values, &place, factors)?;
-        let head = Head { config: self.config, values: &self.values, place: &place, batch };
         let last = states.last().ok_or_else(|| candle_core::Error::Msg("a student without states".to_owned()))?;
-        let losses = [head.loss(last, step, factors)?, self.hidden_loss(&states, batch, step)?];
+        let losses = [head.loss(last, step, factors)?, self.hidden_loss(&states, &teacher, step)?];
         let none = Tensor::zeros((), self.values.dtype(), self.values.device())?;
         let mut values = vec![none; PARTS];
         let mut sum: Option<Tensor> = None;
@@ -134,24 +154,31 @@ impl<'a> Composed<'a> {
         Ok((sum, Tensor::stack(&values, 0)?.to_dtype(DType::F64)?))
     }
 
-    fn hidden_loss(&self, states: &[Tensor], batch: &Batch, step: &StepObjective) -> Result<Option<vocabulary::Losses>> {
+    /// The teacher's states of `batch`, as flat numbers, where a part of the loss reads them.
+    fn teacher_states(&self, batch: &Batch, step: &StepObjective) -> Result<Vec<Tensor>> {
+        if HIDDEN_PARTS.iter().all(|(part, _)| !step.weights.has(*part)) {
+            return Ok(Vec::new());
+        }
+        batch.hidden.iter().map(|state| upload(state, self.values.dtype(), self.values.device())).collect()
+    }
+
+    fn hidden_loss(&self, states: &[Tensor], teacher_states: &[Tensor], step: &StepObjective) -> Result<Option<vocabulary::Losses>> {
         let mut sums: Vec<(Part, Tensor)> = Vec::new();
-        let parts = [(Part::Cos, cosine_loss as RowLoss), (Part::HiddenMse, squared_loss)];
-        let parts: Vec<_> = parts.into_iter().filter(|(part, _)| step.weights.has(*part)).collect();
+        let parts: Vec<_> = HIDDEN_PARTS.into_iter().filter(|(part, _)| step.weights.has(*part)).collect();
         let compared: Vec<_> = self.hidden.compared().collect();
         if !parts.is_empty() && compared.is_empty() {
             candle_core::bail!("a loss of hidden states and no states to compare");
         }
         for (student, teacher, projection) in compared.iter().filter(|_| !parts.is_empty()) {
-            let (Some(state), Some(teacher)) = (states.get(*student), batch.hidden.get(*teacher)) else {
-                let (own, read) = (states.len(), batch.hidden.len());
+            let (Some(state), Some(teacher)) = (states.get(*student), teacher_states.get(*teacher)) else {
+                let (own, read) = (states.len(), teacher_states.len());
                 candle_core::bail!("state {student} of {own} of the student is compared with place {teacher} of {read} of the teacher");
             };
             let state = match projection {
                 Some(projection) => self.values.project(state, projection, &self.parameters)?,
                 None => state.clone(),
             };
-            let teacher = teacher_rows(teacher, &state)?;
+            let teacher = rows_like(teacher, &state)?;
             for (part, loss) in &parts {
                 let loss = (loss(&state, &teacher, step.normalisers.tokens)? * (1.0 / compared.len() as f64))?;
                 match sums.iter_mut().find(|(known, _)| known == part) {

@@ -1,6 +1,8 @@
-//! The student's operations, of candle's own. Each is differentiated by candle; where candle's derivative of a function is rounded to six digits
+//! The student's operations, of candle's own, or on a GPU of kernels that do the same. Each of candle's is differentiated by candle; where candle's derivative of a function is rounded to six digits
 //! (`gelu`, `gelu_erf`) or counts a kink otherwise than the kernels (`relu`), the function is composed of others.
 
+#[cfg(feature = "cuda")]
+use super::gpu;
 use crate::kernels::{Activation, Precision};
 use candle_core::{D, DType, Result, Tensor};
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_PI};
@@ -8,15 +10,42 @@ use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_PI};
 /// `[rows, out]`: `x` `[rows, in]` times `weight` `[out, in]`, transposed; `[in, out]` and as it is where `inputs_first`. Under bf16 both are
 /// rounded to it, the product is rounded once more, and so is everything on the way back.
 pub(super) fn product(x: &Tensor, weight: &Tensor, inputs_first: bool, precision: Precision) -> Result<Tensor> {
+    rounded_product(x, weight, inputs_first, precision)?.to_dtype(x.dtype())
+}
+
+/// The same, left in bf16 where it was rounded to that.
+pub(super) fn rounded_product(x: &Tensor, weight: &Tensor, inputs_first: bool, precision: Precision) -> Result<Tensor> {
     let laid = |weight: &Tensor| if inputs_first { Ok(weight.clone()) } else { weight.t() };
     match precision {
         Precision::Single => x.matmul(&laid(weight)?),
-        Precision::Bf16 => x.to_dtype(DType::BF16)?.matmul(&laid(&weight.to_dtype(DType::BF16)?)?)?.to_dtype(x.dtype()),
+        Precision::Bf16 => x.to_dtype(DType::BF16)?.matmul(&laid(&weight.to_dtype(DType::BF16)?)?),
     }
+}
+
+/// [`product`] plus the bias `[out]`.
+pub(super) fn affine(x: &Tensor, weight: &Tensor, bias: &Tensor, inputs_first: bool, precision: Precision) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if gpu::serves(x) {
+        return gpu::add_bias(&rounded_product(x, weight, inputs_first, precision)?, bias);
+    }
+    product(x, weight, inputs_first, precision)?.broadcast_add(bias)
+}
+
+/// `[width]` from `x` `[rows, width]`, in single precision where `x` is in bf16.
+pub(super) fn column_sums(x: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if gpu::serves(x) || x.dtype() == DType::BF16 {
+        return gpu::column_sums(x);
+    }
+    x.sum(0)
 }
 
 /// Each row of `x` `[rows, width]` normalised, times the weight `[width]`, plus the bias `[width]`.
 pub(super) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, epsilon: f64) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if gpu::serves(x) {
+        return gpu::layer_norm(x, weight, bias, epsilon);
+    }
     let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
     let deviation = (centred.sqr()?.mean_keepdim(D::Minus1)? + epsilon)?.sqrt()?;
     centred.broadcast_div(&deviation)?.broadcast_mul(weight)?.broadcast_add(bias)
@@ -30,6 +59,10 @@ pub(super) fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f64) -> Result<Tens
 
 /// The activation of every number.
 pub(super) fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if gpu::serves(x) {
+        return gpu::activate(x, activation);
+    }
     match activation {
         Activation::Gelu => (x * 0.5)? * ((x * FRAC_1_SQRT_2)?.erf()? + 1.0)?,
         Activation::GeluNew => {
@@ -41,8 +74,17 @@ pub(super) fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
     }
 }
 
-/// The softmax of the last dimension; -infinity has probability 0, and a row has something else.
-pub(super) fn softmax(scores: &Tensor) -> Result<Tensor> {
+/// The softmax of the last dimension of `scores` `[sequences, heads, longest, longest]` plus a mask `[sequences, 1, 1, longest]` or `[1, 1, longest,
+/// longest]`; -infinity has probability 0, and a row has something else.
+pub(super) fn masked_softmax(scores: &Tensor, mask: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if gpu::serves(scores) {
+        return gpu::masked_softmax(scores, mask);
+    }
+    softmax(&scores.broadcast_add(mask)?)
+}
+
+fn softmax(scores: &Tensor) -> Result<Tensor> {
     // Of two dimensions: a GPU finds its way through each with a division for every number.
     let rows = scores.flatten_to(D::Minus2)?;
     let largest = rows.detach().max_keepdim(D::Minus1)?;

@@ -1,5 +1,7 @@
 //! AdamW on the device, with the arithmetic of [`crate::optim::AdamW`].
 
+#[cfg(feature = "cuda")]
+use super::gpu;
 use super::operations::total;
 use super::values::Values;
 use crate::kernels::ParameterRef;
@@ -51,6 +53,10 @@ impl Optimiser {
     /// The sum of squares of all gradients, a scalar in double precision.
     pub(super) fn squared_norm(&self, device: &Device) -> Result<Tensor> {
         let squares = self.gradients.iter().flatten().map(|gradient| {
+            #[cfg(feature = "cuda")]
+            if gpu::serves(gradient) {
+                return gpu::sum_of_squares(gradient)?.sum_all();
+            }
             let squares = gradient.sqr()?;
             // Rows are summed in the gradient's own precision, their sums in double.
             let rows = if squares.rank() > 1 { squares.sum(candle_core::D::Minus1)? } else { squares };
@@ -72,6 +78,15 @@ impl Optimiser {
         let bias = |beta: f64| 1.0 - beta.powf(self.step as f64);
         let (rate, root_correction) = (learning_rate / bias(beta_1), 1.0 / bias(beta_2).sqrt());
         for (index, var) in values.vars().iter().enumerate() {
+            let decay = if var.rank() > 1 { weight_decay } else { 0.0 };
+            let kept = 1.0 - learning_rate * decay;
+            #[cfg(feature = "cuda")]
+            if gpu::serves(var) {
+                let gradient = self.gradients[index].take().map_or_else(|| var.zeros_like(), Ok)?;
+                let step = gpu::Step { gradient_scale, new: [1.0 - beta_1, 1.0 - beta_2], rate, root: root_correction, epsilon, kept };
+                gpu::adamw(var, [&self.first[index], &self.second[index]], &gradient, step)?;
+                continue;
+            }
             let gradient = match self.gradients[index].take() {
                 Some(gradient) => (gradient * gradient_scale)?,
                 None => var.zeros_like()?,
@@ -81,8 +96,7 @@ impl Optimiser {
             let first = (&first + ((&gradient - &first)? * (1.0 - beta_1))?)?;
             let second = (&second + ((gradient.sqr()? - &second)? * (1.0 - beta_2))?)?;
             let root = ((second.sqrt()? * root_correction)? + epsilon)?;
-            let decay = if var.rank() > 1 { weight_decay } else { 0.0 };
-            let moved = ((value * (1.0 - learning_rate * decay))? - ((&first * rate)? / root)?)?;
+            let moved = ((value * kept)? - ((&first * rate)? / root)?)?;
             var.set(&moved)?;
             self.first[index].set(&first)?;
             self.second[index].set(&second)?;

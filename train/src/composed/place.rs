@@ -11,6 +11,9 @@ use crate::student::places_of;
 use candle_core::{DType, Device, Result, Tensor};
 use std::sync::Arc;
 
+/// Rows of the tables that a batch is looked up in, where their gradients will be asked for: of words, of token types, of positions.
+pub(super) type Tables = [Option<usize>; 3];
+
 /// The layout of a batch.
 pub(super) struct Place {
     /// Which rows are whose.
@@ -30,7 +33,7 @@ pub(super) struct Place {
 
 impl Place {
     /// The place of `batch` for a student of `config`.
-    pub(super) fn new(config: &StudentConfig, batch: &Batch, dtype: DType, device: &Device) -> Result<Self> {
+    pub(super) fn new(config: &StudentConfig, batch: &Batch, tables: Tables, dtype: DType, device: &Device) -> Result<Self> {
         let packing = Packing::new(&batch.offsets, &batch.sequence_ids, &batch.passes)?;
         let (tokens, longest) = (batch.input_ids.len(), packing.longest());
         if tokens != packing.rows() {
@@ -40,7 +43,7 @@ impl Place {
             candle_core::bail!("a sequence of {longest} tokens for {} positions", config.longest_sequence());
         }
         below("id", &batch.input_ids, config.vocab_size)?;
-        let upload = |numbers: Vec<u32>| Lookup::new(numbers, device);
+        let [words, of_types, of_positions] = tables;
         let types = match config.family.has_token_types() {
             true if batch.token_type_ids.is_empty() => Some(vec![0; tokens]),
             true => Some(batch.token_type_ids.clone()),
@@ -68,9 +71,9 @@ impl Place {
             }
         };
         Ok(Self {
-            ids: upload(batch.input_ids.clone())?,
-            types: types.map(upload).transpose()?,
-            positions: has_positions.then(places).map(upload).transpose()?,
+            ids: Lookup::new(&batch.input_ids, words, device)?,
+            types: types.map(|types| Lookup::new(&types, of_types, device)).transpose()?,
+            positions: has_positions.then(places).map(|places| Lookup::new(&places, of_positions, device)).transpose()?,
             padded,
             mask: Tensor::from_vec(mask, &shape, device)?.to_dtype(dtype)?,
             packing,

@@ -1,6 +1,6 @@
 //! What is trained, as tensors of the device, found by their role.
 
-use super::operations::{layer_norm, product};
+use super::operations::{affine, layer_norm, product};
 use crate::kernels::{Affine, ParameterRef, Precision};
 use crate::student::{ParameterSpec, Role, StudentConfig, layout};
 use candle_core::{DType, Device, Error, Result, Tensor, Var};
@@ -57,6 +57,11 @@ impl Values {
         self.specs.iter().find(|spec| spec.role == role && spec.bias == bias).map(|spec| &self.tensors[spec.number])
     }
 
+    /// Rows of the table of a role, where the student has it.
+    pub(super) fn rows(&self, role: Role) -> Option<usize> {
+        self.find(role, false).map(|table| table.dims()[0])
+    }
+
     /// The weight of a role.
     pub(super) fn weight(&self, role: Role) -> Result<&Tensor> {
         self.find(role, false).ok_or_else(|| Error::Msg(format!("the student has no weight of {role:?}")))
@@ -69,8 +74,11 @@ impl Values {
 
     /// `[rows, out]`: the linear map of a role, whose weight is `[out, in]`, or `[in, out]` where `inputs_first`.
     pub(super) fn map(&self, x: &Tensor, role: Role, inputs_first: bool) -> Result<Tensor> {
-        let y = product(x, self.weight(role)?, inputs_first, self.precision)?;
-        self.bias(role).map_or(Ok(y.clone()), |bias| y.broadcast_add(bias))
+        let weight = self.weight(role)?;
+        match self.bias(role) {
+            Some(bias) => affine(x, weight, bias, inputs_first, self.precision),
+            None => product(x, weight, inputs_first, self.precision),
+        }
     }
 
     /// [`map`](Self::map) of a weight `[out, in]`.
@@ -90,6 +98,6 @@ impl Values {
             let found = parameters.iter().position(|each| std::sync::Arc::ptr_eq(each, wanted)).map(|place| &self.tensors[place]);
             found.ok_or_else(|| Error::Msg(format!("{} is not among what is trained", wanted.name())))
         };
-        product(x, of(&projection.weight)?, false, self.precision)?.broadcast_add(of(&projection.bias)?)
+        affine(x, of(&projection.weight)?, of(&projection.bias)?, false, self.precision)
     }
 }

@@ -6,7 +6,7 @@ use crate::batcher::Batch;
 use crate::loss::cosine::EPSILON;
 use crate::loss::logit_mse::teacher_logits;
 use crate::loss::{Part, StepObjective};
-use candle_core::{D, Device, Result, Tensor};
+use candle_core::{D, DType, Device, Result, Tensor};
 use logitcache::target::{Pooling, Problem};
 
 /// The least length that a row is divided by, squared.
@@ -25,12 +25,17 @@ pub(super) fn squared_loss(x: &Tensor, teacher: &Tensor, count: usize) -> Result
     total(&(x - teacher)?.sqr()?)? / (count.max(1) * x.dim(D::Minus1)?) as f64
 }
 
-/// A teacher's rows like those of `x`.
-pub(super) fn teacher_rows(teacher: &[f32], x: &Tensor) -> Result<Tensor> {
-    if teacher.len() != x.elem_count() {
-        candle_core::bail!("{} teacher numbers for {:?}", teacher.len(), x.dims());
+/// A teacher's numbers on the device.
+pub(super) fn upload(teacher: &[f32], dtype: DType, device: &Device) -> Result<Tensor> {
+    Tensor::from_slice(teacher, teacher.len(), device)?.to_dtype(dtype)
+}
+
+/// The same as rows like those of `x`.
+pub(super) fn rows_like(teacher: &Tensor, x: &Tensor) -> Result<Tensor> {
+    if teacher.elem_count() != x.elem_count() {
+        candle_core::bail!("{} teacher numbers for {:?}", teacher.elem_count(), x.dims());
     }
-    Tensor::from_slice(teacher, x.shape(), x.device())?.to_dtype(x.dtype())
+    teacher.reshape(x.shape())
 }
 
 /// `[sequences, width]` from the rows `[tokens, width]` of a batch: the mean of each sequence, its first row or the largest of each column.

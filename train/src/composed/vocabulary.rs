@@ -1,21 +1,19 @@
 //! The last map to the logits (a tied decoder, a classifier) and the losses over the vocabulary or the classes.
 //!
 //! Logits exist for a chunk of rows at a time, as in the kernels' `head_loss`. Their gradient is put together from that of the few numbers that
-//! the losses read (see `divergences`), and goes through the decoder at once: rows and parameters get theirs as constants, so that candle keeps
-//! nothing of `[rows, vocabulary]` for the way back.
-//!
-//! ```text
-//! d loss / d x(j) = its own for a stored id, exp(x(j)) d loss / d outside + d loss / d tempered for another
-//! d loss / d z(j) = d loss / d x(j) / T + weight (exp(z(j) - m) / sum of exp(z - m) - [j is the label])
-//! ```
+//! the losses read (see `logits` and `divergences`), and goes through the decoder at once: rows and parameters get theirs as constants, so that
+//! candle keeps nothing of `[rows, vocabulary]` for the way back.
 
-use super::divergences::{RowNumbers, Taught};
-use super::operations::{product, total};
+use super::divergences::Taught;
+use super::logits::{Logits, NumberSlopes, Worth};
+#[cfg(feature = "cuda")]
+use super::operations::rounded_product;
+use super::operations::{column_sums, product, total};
 use super::place::below;
 use crate::kernels::{HeadTargets, Precision};
 use crate::loss::{Part, StepObjective};
 use candle_core::backprop::GradStore;
-use candle_core::{D, Result, Tensor, Var};
+use candle_core::{DType, Device, Result, Tensor, Var};
 
 /// The map of a row to its logits, and how it is multiplied.
 pub(super) struct Decoder<'a> {
@@ -33,6 +31,12 @@ impl Decoder<'_> {
         self.bias.map_or(Ok(logits.clone()), |bias| logits.broadcast_add(bias))
     }
 
+    /// The same without the bias, in the precision of the product.
+    #[cfg(feature = "cuda")]
+    pub(super) fn unbiased(&self, rows: &Tensor) -> Result<Tensor> {
+        rounded_product(rows, self.weight, false, self.precision)
+    }
+
     fn detached(&self) -> (Tensor, Option<Tensor>) {
         (self.weight.detach(), self.bias.map(Tensor::detach))
     }
@@ -44,24 +48,42 @@ pub(super) type Losses = (Tensor, Vec<(Part, Tensor)>);
 /// Logits that a chunk holds.
 const CHUNK_LOGITS: usize = 1 << 27;
 
+/// What the rows of a micro-batch are taught, on the device.
+pub(super) struct Targets {
+    taught: Taught,
+    labels: Labels,
+    rows: usize,
+    vocabulary: usize,
+}
+
+impl Targets {
+    /// Of as many rows as `targets` has labels, of a vocabulary of this size.
+    pub(super) fn new(targets: &HeadTargets<'_>, vocabulary: usize, step: &StepObjective, dtype: DType, device: &Device) -> Result<Self> {
+        let rows = targets.labels.len();
+        let labels = Labels::new(targets, vocabulary, step, dtype, device)?;
+        check(targets, rows, vocabulary)?;
+        Ok(Self { taught: Taught::new(targets, vocabulary, step.temperature, dtype, device)?, labels, rows, vocabulary })
+    }
+}
+
 /// The parts of the logits of `rows` `[rows, width]`. The scalar is worth nothing in itself: its gradients are those of the weighted loss.
-pub(super) fn head_loss(rows: &Tensor, decoder: &Decoder<'_>, targets: &HeadTargets<'_>, step: &StepObjective) -> Result<Losses> {
-    let vocabulary = decoder.weight.dim(0)?;
-    let labels = Labels::new(rows, targets, vocabulary, step)?;
-    check(targets, rows.dim(0)?, vocabulary)?;
-    let taught = Taught::new(targets, vocabulary, step.temperature, rows.dtype(), rows.device())?;
+pub(super) fn head_loss(rows: &Tensor, decoder: &Decoder<'_>, targets: &Targets, step: &StepObjective) -> Result<Losses> {
+    let Targets { taught, labels, vocabulary, .. } = targets;
+    if [rows.dim(0)?, decoder.weight.dim(0)?] != [targets.rows, *vocabulary] {
+        candle_core::bail!("{:?} and {:?} for {} rows of {vocabulary}", rows.dims(), decoder.weight.dims(), targets.rows);
+    }
     let (weight, bias) = decoder.detached();
-    let (count, most) = (rows.dim(0)?, (CHUNK_LOGITS / vocabulary).max(1));
+    let (count, most) = (targets.rows, (CHUNK_LOGITS / vocabulary).max(1));
     let (mut of_rows, mut of_weight, mut of_bias) = (Vec::new(), weight.zeros_like()?, bias.as_ref().map(Tensor::zeros_like).transpose()?);
     let mut values: Vec<(Part, Tensor)> = Vec::new();
     for first in (0..count).step_by(most) {
         let here = most.min(count - first);
         let x = rows.detach().narrow(0, first, here)?.contiguous()?;
-        let logits = Decoder { weight: &weight, bias: bias.as_ref(), precision: decoder.precision }.logits(&x)?;
-        let (slopes, losses) = chunk(&logits, &taught.rows(first, here)?, &labels.rows(first, here)?, step)?;
-        of_rows.push(product(&slopes, &weight, true, decoder.precision)?);
-        of_weight = (of_weight + product(&slopes.t()?, &x, true, decoder.precision)?)?;
-        of_bias = of_bias.map(|sum| sum + slopes.sum(0)?).transpose()?;
+        let constant = Decoder { weight: &weight, bias: bias.as_ref(), precision: decoder.precision };
+        let (slopes, losses) = chunk(&x, &constant, &taught.rows(first, here)?, &labels.rows(first, here)?, step)?;
+        of_rows.push(product(&slopes, &weight, true, decoder.precision)?.to_dtype(x.dtype())?);
+        of_weight = (of_weight + product(&slopes.t()?, &x, true, decoder.precision)?.to_dtype(x.dtype())?)?;
+        of_bias = of_bias.map(|sum| sum + column_sums(&slopes)?).transpose()?;
         for (part, loss) in losses {
             match values.iter_mut().find(|(known, _)| *known == part) {
                 Some((_, sum)) => *sum = (&*sum + loss)?,
@@ -85,37 +107,30 @@ fn check(targets: &HeadTargets<'_>, rows: usize, vocabulary: usize) -> Result<()
     below("stored id", top_ids, vocabulary)
 }
 
-/// The gradient of the weighted loss with respect to `logits` `[rows, vocabulary]`, and the values of the parts.
-fn chunk(logits: &Tensor, taught: &Taught, labels: &Labels, step: &StepObjective) -> Result<Losses> {
-    let largest = logits.max_keepdim(D::Minus1)?;
-    let relative = logits.broadcast_sub(&largest)?;
-    let x = (&relative * (1.0 / step.temperature))?;
-    let (exponentials, zeros) = (x.exp()?, taught.ids.zeros_like()?.to_dtype(x.dtype())?);
-    let sum_of_others = |x: &Tensor| x.scatter(&taught.ids, &zeros, 1)?.sum_keepdim(D::Minus1);
-    let numbers = RowNumbers {
-        stored: Var::from_tensor(&x.gather(&taught.ids, 1)?)?,
-        outside: Var::from_tensor(&sum_of_others(&exponentials)?)?,
-        tempered: Var::from_tensor(&sum_of_others(&x)?)?,
-        largest,
-    };
+/// The gradient of the weighted loss with respect to the logits of `x` `[rows, width]`, and the values of the parts.
+pub(super) fn chunk(x: &Tensor, decoder: &Decoder<'_>, taught: &Taught, labels: &Labels, step: &StepObjective) -> Result<Losses> {
+    let logits = Logits::new(x, decoder, taught, labels, step.temperature)?;
+    let numbers = logits.numbers(taught, step.temperature)?;
     let mut losses = numbers.losses(taught, step)?;
-    let mut slopes = logits.zeros_like()?;
     let weighted = losses.iter().map(|(part, loss)| loss * step.weights.get(*part)).collect::<Result<Vec<_>>>()?;
-    if let Some(sum) = weighted.into_iter().map(Ok).reduce(|a, b| a? + b?).transpose()? {
-        let gradients = sum.backward()?;
-        let of = |var: &Var| gradient(&gradients, var);
-        let others = exponentials.broadcast_mul(&of(&numbers.outside)?)?.broadcast_add(&of(&numbers.tempered)?)?;
-        slopes = (others.scatter(&taught.ids, &of(&numbers.stored)?, 1)? * (1.0 / step.temperature))?;
-    }
-    if let Some((part, factor)) = labels.part(step) {
-        let exponentials = relative.exp()?;
-        let sums = exponentials.sum_keepdim(D::Minus1)?;
-        let of_labels = relative.gather(&labels.ids, 1)?;
-        let loss = ((sums.log()? - of_labels)? * &labels.known)?.sum_all()?;
-        losses.push((part, (loss * (1.0 / step.normalisers.labelled.max(1) as f64))?));
-        let shares = (exponentials.broadcast_mul(&(&labels.known / sums)?)? * factor)?;
-        slopes = (slopes + shares.scatter_add(&labels.ids, &(&labels.known * -factor)?, 1)?)?;
-    }
+    let slopes = match weighted.into_iter().map(Ok).reduce(|a, b| a? + b?).transpose()? {
+        Some(sum) => {
+            let gradients = sum.backward()?;
+            let of = |var: &Var| gradient(&gradients, var);
+            Some(NumberSlopes { stored: of(&numbers.stored)?, outside: of(&numbers.outside)?, tempered: of(&numbers.tempered)? })
+        }
+        None => None,
+    };
+    let worth = match labels.part(step) {
+        Some((part, factor)) => {
+            let (whole, of_labels) = logits.of_labels(labels)?;
+            let loss = ((whole.log()? - of_labels)? * &labels.known)?.sum_all()?;
+            losses.push((part, (loss * (1.0 / step.normalisers.labelled.max(1) as f64))?));
+            Some(Worth { whole, factors: (&labels.known * factor)? })
+        }
+        None => None,
+    };
+    let slopes = logits.slopes(slopes.as_ref(), worth.as_ref(), taught, labels, step.temperature)?;
     let losses = losses.into_iter().map(|(part, loss)| (part, loss.detach())).collect();
     Ok((slopes, losses))
 }
@@ -126,28 +141,24 @@ fn gradient(gradients: &GradStore, var: &Var) -> Result<Tensor> {
 }
 
 /// The gold answers of some rows.
-struct Labels {
+pub(super) struct Labels {
     /// `[rows, 1]`: ids; without an answer `u32::MAX`, for which candle gathers 0 and adds nothing.
-    ids: Tensor,
+    pub(super) ids: Tensor,
     /// `[rows, 1]`: 1 where there is one, else 0.
     known: Tensor,
 }
 
 impl Labels {
-    fn new(rows: &Tensor, targets: &HeadTargets<'_>, vocabulary: usize, step: &StepObjective) -> Result<Self> {
+    pub(super) fn new(targets: &HeadTargets<'_>, vocabulary: usize, step: &StepObjective, dtype: DType, device: &Device) -> Result<Self> {
         if step.weights.has(Part::Mlm) && step.weights.has(Part::Gold) {
             candle_core::bail!("mlm and gold are of the same labels");
         }
         let known: Vec<u32> = targets.labels.iter().filter_map(|label| u32::try_from(*label).ok()).collect();
         below("label", &known, vocabulary)?;
-        if targets.labels.len() != rows.dim(0)? {
-            candle_core::bail!("{} labels for {} rows", targets.labels.len(), rows.dim(0)?);
-        }
         let shape = (targets.labels.len(), 1);
         let ids: Vec<u32> = targets.labels.iter().map(|label| u32::try_from(*label).unwrap_or(u32::MAX)).collect();
         let known: Vec<f32> = targets.labels.iter().map(|label| f32::from(u8::from(*label >= 0))).collect();
-        let device = rows.device();
-        Ok(Self { ids: Tensor::from_vec(ids, shape, device)?, known: Tensor::from_vec(known, shape, device)?.to_dtype(rows.dtype())? })
+        Ok(Self { ids: Tensor::from_vec(ids, shape, device)?, known: Tensor::from_vec(known, shape, device)?.to_dtype(dtype)? })
     }
 
     fn rows(&self, first: usize, count: usize) -> Result<Self> {
@@ -166,12 +177,12 @@ mod tests {
     use super::*;
     use crate::kernels::proof::random;
     use crate::loss::{Normalisers, Objective};
-    use candle_core::{DType, Device};
 
     /// A gradient that kept what it was made of would keep `[rows, vocabulary]` of every chunk until the step's backward pass.
     #[test]
     fn a_chunks_slopes_keep_nothing_of_what_they_were_made_of() {
-        let (rows, logits) = (random(1, &[2, 3], 1.0), random(2, &[2, 5], 1.0));
+        let (rows, weight) = (random(1, &[2, 3], 1.0), random(2, &[5, 3], 1.0));
+        let decoder = Decoder { weight: &weight, bias: None, precision: Precision::Single };
         let log_probabilities = [-0.5, -1.5, -0.4, -1.8];
         let targets =
             HeadTargets { k: 2, top_ids: &[0, 1, 2, 3], log_probabilities: &log_probabilities, max_logit: &[1.0, 2.0], labels: &[-100, 3] };
@@ -180,8 +191,8 @@ mod tests {
             let normalisers = Normalisers { asked: 2, labelled: 1, ..Normalisers::default() };
             let step = StepObjective::new(&objective, (0, 1), 2.0, normalisers);
             let taught = Taught::new(&targets, 5, 2.0, DType::F64, &Device::Cpu).unwrap();
-            let labels = Labels::new(&rows, &targets, 5, &step).unwrap();
-            let (slopes, values) = chunk(&logits, &taught, &labels, &step).unwrap();
+            let labels = Labels::new(&targets, 5, &step, DType::F64, &Device::Cpu).unwrap();
+            let (slopes, values) = chunk(&rows, &decoder, &taught, &labels, &step).unwrap();
             assert!(!slopes.track_op() && values.iter().all(|(_, value)| !value.track_op()), "{parts}");
         }
     }

@@ -70,11 +70,12 @@ impl RowStream {
         places.for_each(|[number, row]| by_group.entry((self.groups[*number as usize], *number)).or_default().push(*row));
         let by_group: Vec<((Group, u32), Vec<u32>)> = by_group.into_iter().collect();
         let shards: Vec<_> = by_group.chunk_by(|a, b| a.0.0.0 == b.0.0.0).collect();
+        let (cache, projection) = (&self.reader.cache, &self.reader.projection);
         let read = |groups: &&[((Group, u32), Vec<u32>)]| -> Result<Vec<(RowPlace, Record)>> {
-            let shard = self.cache.shard(groups[0].0.0.0)?;
+            let shard = cache.shard(groups[0].0.0.0)?;
             let mut found = Vec::new();
             for (((_, group), number), rows) in groups.iter() {
-                let mut records = shard.read(*group, &self.projection)?;
+                let mut records = shard.read(*group, projection)?;
                 let taken = rows.iter().filter_map(|row| Some(([*number, *row], std::mem::take(records.get_mut(*row as usize)?))));
                 found.extend(taken);
             }

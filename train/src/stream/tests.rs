@@ -81,11 +81,13 @@ fn the_buffer_does_not_grow_beyond_its_bound_and_one_group() {
 fn an_unreadable_shard_ends_the_stream_with_an_error() {
     let directory = tempfile::tempdir().unwrap();
     let cache = cache(&directory, 1);
-    let mut stream = RowStream::new(&cache, &[], Selection::All, Order::Stored).unwrap();
+    let streams = [1, 3].map(|readers| RowStream::new(&cache, &[], Selection::All, Order::Stored).unwrap().read_ahead(readers));
     std::fs::remove_file(cache.directory().join("logits-00001.parquet")).unwrap();
-    let rows: Vec<bool> = stream.by_ref().map(|row| row.is_ok()).collect();
-    assert_eq!(rows.iter().filter(|ok| !**ok).count(), 1, "one error");
-    assert!(!rows[rows.len() - 1], "and nothing after it");
+    for stream in streams {
+        let rows: Vec<bool> = stream.map(|row| row.is_ok()).collect();
+        assert_eq!(rows.iter().filter(|ok| !**ok).count(), 1, "one error");
+        assert_eq!((rows.len(), rows[rows.len() - 1]), (26, false), "and nothing after it");
+    }
 }
 
 #[test]
@@ -109,11 +111,13 @@ fn a_shard_is_hashed_when_it_is_first_read() {
     let mut bytes = std::fs::read(&path).unwrap();
     bytes[8] ^= 1;
     std::fs::write(&path, bytes).unwrap();
-    let stream = RowStream::new(&cache, &[], Selection::All, Order::Stored).unwrap();
-    let rows: Vec<Result<Record>> = stream.collect();
-    assert_eq!(rows.len(), 76, "the rows of three sound shards, then the error");
-    let error = rows.into_iter().last().unwrap().unwrap_err().to_string();
-    assert!(error.contains("logits-00003.parquet: sha256"), "{error}");
+    for readers in [1, 5] {
+        let stream = RowStream::new(&cache, &[], Selection::All, Order::Stored).unwrap().read_ahead(readers);
+        let rows: Vec<Result<Record>> = stream.collect();
+        assert_eq!(rows.len(), 76, "the rows of three sound shards, then the error");
+        let error = rows.into_iter().last().unwrap().unwrap_err().to_string();
+        assert!(error.contains("logits-00003.parquet: sha256"), "{error}");
+    }
 }
 
 #[test]
@@ -130,8 +134,11 @@ fn a_stream_goes_on_from_any_position_whether_the_last_row_was_used_or_not() {
     for (given, position) in positions {
         let text = serde_json::to_string(&position).unwrap();
         let position: StreamPosition = serde_json::from_str(&text).unwrap();
-        let rest: Vec<Record> = RowStream::after(&cache, &[2], selection, order, &position).unwrap().map(|row| row.unwrap()).collect();
-        assert!(rest == rows[given..], "after {given} of {} rows", rows.len());
+        for readers in [1, 2, 7] {
+            let stream = RowStream::after(&cache, &[2], selection, order, &position).unwrap().read_ahead(readers);
+            let rest: Vec<Record> = stream.map(|row| row.unwrap()).collect();
+            assert!(rest == rows[given..], "after {given} of {} rows, {readers} readers", rows.len());
+        }
     }
     for broken in [
         StreamPosition { groups: 9999, ..StreamPosition::default() },

@@ -9,6 +9,11 @@ use logitcache::target::Task;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+/// Threads of the kernels that one reader keeps supplied, with room to spare: on two threads a step waits for data under 1 % of its time.
+const THREADS_A_READER: usize = 8;
+/// Readers beside a GPU at most; each holds three row groups.
+const MOST_READERS: usize = 16;
+
 /// Rows, tokens and steps of the run, exact. Where sequences are held out, the cache is read once to count them.
 ///
 /// # Errors
@@ -58,6 +63,14 @@ fn held_out_counts(config: &Config, share: f64) -> Vec<Result<(u64, u64, u64)>> 
     (0..config.cache.shards()).into_par_iter().map(of_shard).collect()
 }
 
+/// Threads that read the cache ahead of the steps. The kernels need the processors; a GPU leaves them idle and takes rows faster than one thread reads.
+fn readers(config: &Config) -> usize {
+    match config.placement.is_kernels() {
+        true => config.threads / THREADS_A_READER,
+        false => config.threads.min(MOST_READERS),
+    }
+}
+
 /// A step must take the longest sequence. Where the cache says how long that may be, this is known before the first step.
 fn check_longest(config: &Config) -> Result<()> {
     let longest = config.cache.manifest().settings.get("max-length").and_then(serde_json::Value::as_u64);
@@ -101,7 +114,7 @@ impl EpochSteps {
         };
         let order = Order::Shuffled { seed: config.seed, epoch: position.epoch };
         let layers = teacher_states(&config.hidden_pairs);
-        let rows = RowStream::after(&config.cache, &layers, selection, order, &position.rows)?;
+        let rows = RowStream::after(&config.cache, &layers, selection, order, &position.rows)?.read_ahead(readers(config));
         let steps = Steps::after(position.tokens, rows, config.targets, config.batch_tokens, config.accumulate);
         Ok(Self { epoch: position.epoch, steps })
     }
