@@ -1,6 +1,7 @@
 //! How many tokens a batch may take: what memory allows, and which of several sizes is the fastest. Pure.
 
 use crate::memory::display;
+use logitcache::cache::writer::{HIDDEN_GROUP_BYTES, LOGITS_GROUP_BYTES};
 use logitcache::error::{Error, Result};
 use logitcache::target::TargetSpec;
 
@@ -14,8 +15,10 @@ const AS_GOOD: f64 = 0.03;
 /// Arrays of the size of a batch's logits that live at once: the product with the vocabulary, the same with its bias, which is the answer, and
 /// what the session's arena has rounded up.
 const LOGITS_HELD: u64 = 3;
-/// Shards whose answers live at once: the one being made, the one being written, and the columns that it is encoded from.
-const SHARDS_HELD: u64 = 3;
+/// Shards whose answers live at once: the one being made, and the one being written.
+const SHARDS_HELD: u64 = 2;
+/// What a row group takes while it is encoded, of its bytes: its columns, what they are encoded to, and a column's levels.
+const GROUP_HELD: u64 = 3;
 /// Where the system does not say how much memory it has.
 const UNKNOWN_MEMORY: u64 = 4 << 30;
 
@@ -24,16 +27,23 @@ const UNKNOWN_MEMORY: u64 = 4 << 30;
 pub struct Demand {
     /// Bytes for each token of a batch, padding included.
     pub token_bytes: u64,
-    /// Bytes for the shards under way, each of sequences of full length.
+    /// Bytes for the shards under way, each of sequences of full length, and for the row groups that are being encoded.
     pub shard_bytes: u64,
     /// Tokens of the longest sequence, which no batch can do without.
     pub max_length: usize,
 }
 
 impl Demand {
-    /// For shards of `shard_sequences` sequences of `max_length` tokens. `width` is the length of a row of answers, `model_width` that of a hidden
-    /// state of the teacher.
-    pub fn of(spec: &TargetSpec, width: usize, model_width: usize, shard_sequences: usize, max_length: usize) -> Self {
+    /// For shards of `shard_sequences` sequences of `max_length` tokens, each file encoded by `encoding_threads`. `width` is the length of a row of
+    /// answers, `model_width` that of a hidden state of the teacher.
+    pub fn of(
+        spec: &TargetSpec,
+        width: usize,
+        model_width: usize,
+        shard_sequences: usize,
+        max_length: usize,
+        encoding_threads: usize,
+    ) -> Self {
         let [width, model_width, length] = [width, model_width, max_length].map(|size| size as u64);
         let hidden = 4 * (spec.hidden_layers().len() * spec.hidden_size()) as u64;
         let logits = if spec.task().is_of_sequences() { 0 } else { 4 * width };
@@ -43,9 +53,14 @@ impl Demand {
         let (k, temperatures) = (spec.top_k() as u64, spec.temperatures().len() as u64);
         let answers = if spec.task().is_of_sequences() { 0 } else { 8 * k + 4 + 4 * temperatures };
         let inputs = 16;
+        let row = length * (answers + hidden + inputs);
+        let shard = shard_sequences as u64 * row;
+        // A group is of one row at least.
+        let group = row.max(LOGITS_GROUP_BYTES + if hidden > 0 { HIDDEN_GROUP_BYTES } else { 0 });
+        let groups = shard.min(encoding_threads as u64 * group);
         Self {
             token_bytes: (LOGITS_HELD * logits + 2 * hidden + activations).max(1),
-            shard_bytes: SHARDS_HELD * shard_sequences as u64 * length * (answers + hidden + inputs),
+            shard_bytes: SHARDS_HELD * shard + GROUP_HELD * groups,
             max_length,
         }
     }
@@ -143,7 +158,7 @@ mod tests {
 
     #[test]
     fn a_vocabulary_of_150_000_and_a_length_of_512_fit_in_two_gigabytes() {
-        let demand = Demand::of(&spec(Task::CausalLm, 150_000), 150_000, 768, 512, 512);
+        let demand = Demand::of(&spec(Task::CausalLm, 150_000), 150_000, 768, 512, 512, 1);
         let most = demand.most_tokens(typed(2_000_000_000)).unwrap();
         assert!((512..1024).contains(&most), "{most} tokens: {demand:?}");
     }
@@ -164,8 +179,17 @@ mod tests {
     #[test]
     fn answers_about_sequences_hold_no_logits_of_tokens() {
         let [tokens, sequences] =
-            [Task::CausalLm, Task::SentenceEmbedding].map(|task| Demand::of(&spec(task, 50_000), 50_000, 64, 512, 128));
+            [Task::CausalLm, Task::SentenceEmbedding].map(|task| Demand::of(&spec(task, 50_000), 50_000, 64, 512, 128, 1));
         assert!(tokens.token_bytes > 600_000 && sequences.token_bytes < 6_000, "{tokens:?}, {sequences:?}");
+    }
+
+    #[test]
+    fn row_groups_count_by_threads_up_to_a_whole_shard() {
+        let shard_bytes = |threads| Demand::of(&spec(Task::CausalLm, 50_000), 50_000, 64, 512, 128, threads).shard_bytes;
+        let shard = 512 * 128 * (8 * 64 + 4 + 2 * 4 + 16);
+        assert_eq!(shard_bytes(1), 2 * shard + 3 * (4 << 20));
+        assert_eq!(shard_bytes(5), 2 * shard + 15 * (4 << 20));
+        assert_eq!(shard_bytes(64), 5 * shard);
     }
 
     #[test]

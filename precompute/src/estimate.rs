@@ -208,7 +208,7 @@ fn encode(scratch: &Path, spec: &TargetSpec, mut records: Vec<Record>) -> Result
     std::fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
     let digest = Fingerprint::of_bytes(b"a sample");
     let fingerprints = Fingerprints { teacher: digest, tokenizer: digest, corpus: digest, run: digest };
-    let entry = write_shard(&directory, 0, spec, &fingerprints, &records);
+    let entry = write_shard(&directory, 0, spec, &fingerprints, &records, 1);
     std::fs::remove_dir_all(&directory).map_err(Error::io("remove", &directory))?;
     entry
 }

@@ -1,4 +1,4 @@
-//! Speed of writing and reading a shard on one thread: `cargo bench -p logitcache --bench cache -- [CACHE]`.
+//! Speed of writing a shard, on one thread and on all, and of reading it on one: `cargo bench -p logitcache --bench cache -- [CACHE]`.
 //!
 //! The records are those of CACHE's first shard, or made up (k = 64 of a vocabulary of 30,522, as in a BERT) where none is named. Each figure is
 //! the median of the rounds, in seconds of the wall; a shard's checksum and its way to the disk are part of it.
@@ -10,6 +10,7 @@ use logitcache::cache::writer::write_shard;
 use logitcache::fingerprint::Fingerprint;
 use logitcache::seed::{Purpose, RandomStream};
 use logitcache::target::{PositionRule, Precision, TargetSpec, Task, UncheckedTargetSpec};
+use std::num::NonZero;
 use std::path::Path;
 use std::time::Instant;
 
@@ -25,11 +26,15 @@ fn main() {
     let digest = Fingerprint::of_bytes(b"bench");
     let fingerprints = Fingerprints { teacher: digest, tokenizer: digest, corpus: digest, run: digest };
     let directory = tempfile::tempdir().expect("a directory for a shard");
-    let (mut writing, mut checking, mut reading, mut bytes) = (Vec::new(), Vec::new(), Vec::new(), 0);
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let (mut writing, mut checking, mut reading, mut bytes) = ([Vec::new(), Vec::new()], Vec::new(), Vec::new(), 0);
     for _ in 0..ROUNDS {
-        writing.push(seconds(|| {
-            bytes = write_shard(directory.path(), 0, &spec, &fingerprints, &records).expect("records that are written").logits.bytes;
-        }));
+        for (times, threads) in writing.iter_mut().zip([1, cores]) {
+            times.push(seconds(|| {
+                let entry = write_shard(directory.path(), 0, &spec, &fingerprints, &records, threads);
+                bytes = entry.expect("records that are written").logits.bytes;
+            }));
+        }
         let file = directory.path().join("logits-00000.parquet");
         checking.push(seconds(|| drop(std::hint::black_box(Fingerprint::of_file(&file)))));
     }
@@ -45,8 +50,10 @@ fn main() {
     }
     println!("{} rows, {tokens} tokens, k = {}: {:.1} bytes per token", records.len(), spec.top_k(), bytes as f64 / tokens as f64);
     let uncompressed = (values * 8) as f64 / 1e6;
-    for (what, times) in [("write", writing), ("checksum", checking), ("read", reading)].into_iter().filter(|(_, times)| !times.is_empty())
-    {
+    let [on_one, on_all] = writing;
+    let on_all_cores = format!("write on {cores} threads");
+    let figures = [("write", on_one), (&on_all_cores, on_all), ("checksum", checking), ("read", reading)];
+    for (what, times) in figures.into_iter().filter(|(_, times)| !times.is_empty()) {
         let seconds = median(times);
         println!(
             "{what}: {:.0} tokens/s, {:.0} MB/s of top-k uncompressed, {:.0} MB/s of the file",

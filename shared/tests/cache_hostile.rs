@@ -188,12 +188,12 @@ fn a_missing_shard() {
 #[test]
 fn a_shard_of_another_run() {
     let directory = cache();
-    write_shard(directory.path(), 2, &spec(), &fingerprints("another"), &records(&spec(), SHAPE, 0, 11, 3, 1)).unwrap();
+    write_shard(directory.path(), 2, &spec(), &fingerprints("another"), &records(&spec(), SHAPE, 0, 11, 3, 1), 1).unwrap();
     assert_refused(Cache::open(directory.path()), &["hidden-00002.parquet", "another run", "remove it"]);
 
     for (name, part) in [(LOGITS, "logits"), (HIDDEN, "hidden")] {
         let (directory, other) = (cache(), tempfile::tempdir().unwrap());
-        let entry = write_shard(other.path(), 0, &spec(), &fingerprints("another"), &records(&spec(), SHAPE, 0, 0, 6, 1)).unwrap();
+        let entry = write_shard(other.path(), 0, &spec(), &fingerprints("another"), &records(&spec(), SHAPE, 0, 0, 6, 1), 1).unwrap();
         fs::copy(other.path().join(name), directory.path().join(name)).unwrap();
         let sizes = (fs::metadata(other.path().join(name)).unwrap().len(), entry.logits.rows);
         assert!(sizes.0 > 0 && sizes.1 == 6, "{part}");
@@ -359,7 +359,7 @@ fn records_that_a_shard_cannot_hold() {
     let write = |edit: &dyn Fn(&mut Vec<logitcache::cache::record::Record>)| -> Result<ShardEntry> {
         let mut rows = records(&spec(), Shape { share_asked: 1.0, ..SHAPE }, 0, 0, 3, 1);
         edit(&mut rows);
-        write_shard(directory.path(), 0, &spec(), &fingerprints("run"), &rows)
+        write_shard(directory.path(), 0, &spec(), &fingerprints("run"), &rows, 1)
     };
     let message = |edit: &dyn Fn(&mut Vec<logitcache::cache::record::Record>)| write(edit).unwrap_err().to_string();
     assert!(message(&|rows| rows.clear()).contains("at least one row"));

@@ -6,7 +6,8 @@
 mod synthetic;
 
 use logitcache::cache::reader::{Cache, Projection};
-use logitcache::cache::writer::{HIDDEN_GROUP_BYTES, LOGITS_GROUP_BYTES};
+use logitcache::cache::writer::{HIDDEN_GROUP_BYTES, LOGITS_GROUP_BYTES, write_shard};
+use logitcache::fingerprint::Fingerprint;
 use logitcache::target::{TargetSpec, UncheckedTargetSpec};
 use parquet::basic::{Compression, Encoding, Repetition};
 use parquet::file::metadata::ParquetMetaData;
@@ -14,7 +15,7 @@ use parquet::file::reader::{FileReader, SerializedFileReader};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
-use synthetic::{Shape, records, spec, unchecked, write_cache};
+use synthetic::{Shape, fingerprints, records, spec, unchecked, write_cache};
 
 /// BERT's vocabulary, a hidden state of 256 and sentences of up to 128 tokens.
 fn bert_spec() -> TargetSpec {
@@ -96,6 +97,43 @@ fn the_same_records_give_the_same_bytes() {
     };
     let (first, second) = (write(), write());
     assert!(first == second);
+}
+
+#[test]
+fn threads_do_not_change_the_bytes() {
+    let spec = bert_spec();
+    let written = records(&spec, Shape { longest: 128, share_asked: 0.9 }, 0, 0, 400, 5);
+    let write = |threads| {
+        let directory = tempfile::tempdir().unwrap();
+        let entry = write_shard(directory.path(), 0, &spec, &fingerprints("run"), &written, threads).unwrap();
+        let hidden = entry.hidden.clone().unwrap();
+        let files = [&entry.logits, &hidden].map(|file| std::fs::read(directory.path().join(&file.name)).unwrap());
+        for (bytes, file) in files.iter().zip([&entry.logits, &hidden]) {
+            assert_eq!((bytes.len() as u64, Fingerprint::of_bytes(bytes)), (file.bytes, file.sha256));
+        }
+        assert!(metadata(directory.path(), &entry.logits.name).num_row_groups() > 2);
+        (entry, files)
+    };
+    let one = write(1);
+    for threads in [2, 3, 16] {
+        assert!(write(threads) == one, "{threads} threads");
+    }
+}
+
+#[test]
+fn a_state_too_large_for_its_type_is_found_in_any_group_and_no_file_is_left() {
+    let spec = bert_spec();
+    let mut written = records(&spec, Shape { longest: 128, share_asked: 0.9 }, 0, 0, 400, 5);
+    for row in [390, 250] {
+        written[row].hidden_states[0][1] = 70_000.0;
+    }
+    for threads in [1, 2, 16] {
+        let directory = tempfile::tempdir().unwrap();
+        let message = write_shard(directory.path(), 0, &spec, &fingerprints("run"), &written, threads).unwrap_err().to_string();
+        assert!(message.contains("70000 in sequence 250"), "{threads} threads: {message}");
+        assert!(!directory.path().join("hidden-00000.parquet").exists());
+        assert!(std::fs::read_dir(directory.path()).unwrap().all(|file| file.unwrap().file_name() == "logits-00000.parquet"));
+    }
 }
 
 #[test]

@@ -95,7 +95,7 @@ impl SmallCache {
                 let ids = shard * self.rows_per_shard..(shard + 1) * self.rows_per_shard;
                 let document = |id: u64| id / self.sequences_per_document;
                 let records: Vec<Record> = ids.map(|id| Record { document_id: document(id), ..answered(&spec, id, pass) }).collect();
-                shards.push(write_shard(&directory, shards.len() as u32, &spec, &fingerprints, &records).unwrap());
+                shards.push(write_shard(&directory, shards.len() as u32, &spec, &fingerprints, &records, 1).unwrap());
             }
         }
         let counts = CorpusCounts { sequences: u64::from(self.shards_per_pass) * self.rows_per_shard, ..CorpusCounts::default() };

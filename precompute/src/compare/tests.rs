@@ -45,7 +45,7 @@ fn write(directory: &Path, spec: &TargetSpec, records: &[Record], shard_rows: us
     std::fs::create_dir_all(directory).unwrap();
     let digest = Fingerprint::of_bytes(b"");
     let fingerprints = Fingerprints { teacher: digest, tokenizer: digest, corpus: digest, run: digest };
-    let write = |(index, records): (usize, &[Record])| write_shard(directory, index as u32, spec, &fingerprints, records).unwrap();
+    let write = |(index, records): (usize, &[Record])| write_shard(directory, index as u32, spec, &fingerprints, records, 1).unwrap();
     let shards = records.chunks(shard_rows).enumerate().map(write).collect();
     write_vocabulary(directory, &["a", "b", "c", "d", "e", "f"].map(str::to_owned)).unwrap();
     let manifest = Manifest {

@@ -7,8 +7,9 @@
 //! batches  --(1 shard)-->   teacher -> top-k -> records  --(hand over)-->  shard files -> manifest.json, timing.json
 //! ```
 //!
-//! Both channels are bounded, so memory holds the shard being made, the one ahead and the one being written, however large the corpus is.
-//! A thread that fails drops its end of a channel, the others notice and end; the error of the earliest shard is the one returned.
+//! Both channels are bounded, so memory holds the shard being made, the one ahead, the one being written and those of its row groups that are being
+//! encoded, however large the corpus is. A thread that fails drops its end of a channel, the others notice and end; the error of the earliest shard
+//! is the one returned.
 
 pub mod ask;
 pub mod inputs;
@@ -229,7 +230,8 @@ impl Run<'_> {
                 let work_sender = work_sender;
                 produce::produce(self.config, &self.inputs.source, self.batch_tokens, &done, self.pool, self.stop, &work_sender);
             });
-            let publisher = scope.spawn(|| publish::publish(self.directory, manifest, earlier, started, answers));
+            let threads = publish::encoding_threads(self.config);
+            let publisher = scope.spawn(move || publish::publish(self.directory, manifest, earlier, started, threads, answers));
             let ended = self.ask_all(&mut asker, work, answer_sender, progress);
             let published = publisher.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             producer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));

@@ -1,6 +1,7 @@
-//! The last thread: encodes and publishes a shard while the teacher works on the next one.
+//! The last thread, and those it encodes on: a shard is published while the teacher works on the next one.
 
 use super::ask::ShardAnswer;
+use crate::config::Config;
 use logitcache::atomic_file::write_bytes_atomically;
 use logitcache::cache::manifest::Manifest;
 use logitcache::cache::writer::write_shard;
@@ -12,6 +13,9 @@ use std::time::Instant;
 
 /// The one file that holds wall-clock values.
 pub const TIMING_FILE: &str = "timing.json";
+
+/// One encoding thread for so many of the session's where both run on the processors.
+const CPU_SESSION_SHARE: usize = 4;
 
 /// What a cache cost, over all the runs that made it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -59,10 +63,17 @@ impl Timing {
     }
 }
 
+/// Threads that encode each file of a shard, at least one. A session on the processors needs them itself, and is slower than this by far; one
+/// elsewhere may be faster than this, and leaves them idle.
+pub fn encoding_threads(config: &Config) -> usize {
+    if config.provider == "cpu" { (config.threads / CPU_SESSION_SHARE).max(1) } else { config.threads }
+}
+
 /// A shard on its way to disk, and the seconds the session has taken so far in this run.
 pub type Publication = (ShardAnswer, f64);
 
-/// Publishes shards until the sender is gone: files first, then the manifest that lists them, so that what is listed is there.
+/// Publishes shards until the sender is gone: files first, then the manifest that lists them, so that what is listed is there. `threads` encode
+/// each file.
 ///
 /// # Errors
 /// Those of the writer and the file system; the receiver is then dropped, which the sender notices.
@@ -71,11 +82,12 @@ pub fn publish(
     mut manifest: Manifest,
     earlier: Timing,
     started: Instant,
+    threads: usize,
     shards: Receiver<Publication>,
 ) -> Result<Manifest> {
     let mut tokens = 0;
     for (answer, teacher_seconds) in shards {
-        let mut entry = write_shard(directory, answer.index, &manifest.spec, &manifest.fingerprints, &answer.records)?;
+        let mut entry = write_shard(directory, answer.index, &manifest.spec, &manifest.fingerprints, &answer.records, threads)?;
         entry.padded_tokens = answer.padded_tokens;
         tokens += entry.tokens;
         manifest.shards.push(entry);

@@ -3,6 +3,7 @@
 use super::ask::Asker;
 use super::inputs::Source;
 use super::produce::{ShardWork, batches, read_pass};
+use super::publish::encoding_threads;
 use super::question::{Question, Questioner};
 use super::stop::Stop;
 use crate::batch::BatchPlan;
@@ -44,7 +45,8 @@ pub fn kept(stored: &Manifest) -> Option<usize> {
 /// What a batch of this teacher takes of memory.
 pub fn demand(config: &Config, teacher: &Teacher, spec: &TargetSpec) -> Demand {
     let model_width = (teacher.summary().hidden_size as usize).max(teacher.hidden_size());
-    Demand::of(spec, teacher.width(), model_width, config.shard_sequences, config.windows.max_length)
+    let (sequences, length, threads) = (config.shard_sequences, config.windows.max_length, encoding_threads(config));
+    Demand::of(spec, teacher.width(), model_width, sequences, length, threads)
 }
 
 impl Sizing<'_> {

@@ -108,6 +108,15 @@ fn check(place: &str, record: &Record, spec: &TargetSpec, manifest: &Manifest, t
 }
 
 #[test]
+fn only_a_session_elsewhere_leaves_all_processors_to_the_encoding() {
+    let directory = tempfile::tempdir().unwrap();
+    let here = config("bert", directory.path(), "");
+    let threads = |provider: &str, threads| publish::encoding_threads(&Config { provider: provider.into(), threads, ..here.clone() });
+    assert_eq!([1, 2, 7, 16].map(|typed| threads("cpu", typed)), [1, 1, 1, 4]);
+    assert_eq!([1, 2, 16].map(|typed| threads("cuda", typed)), [1, 2, 16]);
+}
+
+#[test]
 fn every_task_makes_a_cache_of_what_its_teacher_says_of_each_sequence_alone() {
     let tasks = [
         ("bert-classifier", Task::SequenceClassification, 3),

@@ -65,7 +65,9 @@
 mod decode;
 mod encode;
 mod guard;
+mod in_order;
 pub mod manifest;
+mod parquet_file;
 pub mod reader;
 pub mod record;
 pub mod schema;

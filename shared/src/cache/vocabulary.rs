@@ -1,8 +1,8 @@
 //! `vocabulary.parquet`: the tokens by id, so that any Parquet tool turns ids into text.
 
 use crate::cache::guard::guarded;
+use crate::cache::parquet_file::write_parquet;
 use crate::cache::schema::{RESTORE, base_properties, id_type};
-use crate::cache::writer::write_parquet;
 use crate::error::{Error, Result};
 use arrow_array::cast::AsArray;
 use arrow_array::{Array, ArrayRef, RecordBatch, StringArray, UInt16Array, UInt32Array};
@@ -13,6 +13,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 const FILE: &str = "vocabulary.parquet";
+/// Rows of a row group, as parquet has it by default: more than most vocabularies have.
+const GROUP_ROWS: usize = 1 << 20;
 
 fn schema(id: DataType) -> Schema {
     Schema::new(vec![Field::new("id", id, false), Field::new("token", DataType::Utf8, false)])
@@ -34,7 +36,8 @@ pub fn write_vocabulary(directory: &Path, tokens: &[String]) -> Result<()> {
     let texts: ArrayRef = Arc::new(StringArray::from_iter_values(tokens));
     let path = directory.join(FILE);
     let batch = RecordBatch::try_new(Arc::new(schema(id.clone())), vec![ids, texts]).map_err(Error::library("write", &path))?;
-    write_parquet(&path, schema(id), base_properties().build(), std::iter::once(Ok(batch)))?;
+    let group = |group: usize| Ok(batch.slice(group * GROUP_ROWS, GROUP_ROWS.min(batch.num_rows() - group * GROUP_ROWS)));
+    write_parquet(&path, schema(id), base_properties().build(), 1, batch.num_rows().div_ceil(GROUP_ROWS), group)?;
     Ok(())
 }
 

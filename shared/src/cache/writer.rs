@@ -1,24 +1,16 @@
 //! Writing shards: row groups, both files at once, each published atomically.
 
-use crate::atomic_file::write_atomically;
 use crate::cache::encode::{hidden_batch, logits_batch, top_logits};
+use crate::cache::in_order::in_order;
 use crate::cache::manifest::{FileEntry, Fingerprints, MassSummary, ShardEntry};
+use crate::cache::parquet_file::{Written, write_parquet};
 use crate::cache::record::{IGNORED_LABEL, Record};
 use crate::cache::schema::Part;
 pub use crate::cache::vocabulary::write_vocabulary;
 use crate::error::{Error, Result};
-use crate::fingerprint::{Fingerprint, Hasher};
 use crate::target::TargetSpec;
-use arrow_array::RecordBatch;
-use arrow_schema::Schema;
-use parquet::arrow::ArrowWriter;
-use parquet::arrow::arrow_writer::ArrowWriterOptions;
-use parquet::file::properties::WriterProperties;
-use std::fs::File;
-use std::io::{BufWriter, Write};
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
 
 /// A row group ends before its rows would hold more than this in the logits file, uncompressed: about 2 MB compressed.
 pub const LOGITS_GROUP_BYTES: u64 = 4 << 20;
@@ -30,7 +22,9 @@ pub const HIDDEN_GROUP_BYTES: u64 = 16 << 20;
 pub const GROUP_TOP_K: u64 = 64;
 
 /// Writes both files of shard `index`, each whole or not at all, and returns their entry for the manifest; `padded_tokens` is left 0 for the
-/// caller, who knows the batches. The bytes depend on the arguments alone. Memory: one row group of each file, beside the records.
+/// caller, who knows the batches. `threads` (0 counts as 1) encode the row groups of each file; the bytes depend on the other arguments alone.
+/// Memory, beside the records: `threads` row groups of each file, each two to three times its uncompressed bytes ([`LOGITS_GROUP_BYTES`],
+/// [`HIDDEN_GROUP_BYTES`]; five times where a row has fewer than 1024 values in a column).
 ///
 /// `records` are one pass's, their sequences without gaps. Logits and hidden states are rounded as the spec says; a logit so far below the
 /// largest that float16 ends before it becomes float16's lowest.
@@ -38,14 +32,21 @@ pub const GROUP_TOP_K: u64 = 64;
 /// # Errors
 /// [`Error::Invalid`] for a record that breaks the spec's promise, rows that are not one contiguous range, or a hidden state that float16
 /// cannot hold where the spec rounds to it; [`Error::Io`] and [`Error::Library`] where a file cannot be written.
-pub fn write_shard(directory: &Path, index: u32, spec: &TargetSpec, fingerprints: &Fingerprints, records: &[Record]) -> Result<ShardEntry> {
-    check_rows(spec, records)?;
+pub fn write_shard(
+    directory: &Path,
+    index: u32,
+    spec: &TargetSpec,
+    fingerprints: &Fingerprints,
+    records: &[Record],
+    threads: usize,
+) -> Result<ShardEntry> {
     let groups = row_groups(spec, records);
+    check_rows(spec, records, &groups, threads)?;
     let write = |part: Part| {
-        let build = if part == Part::Logits { logits_batch } else { hidden_batch };
-        let batches = groups.iter().map(|rows| build(spec, &records[rows.clone()]));
+        let encode = if part == Part::Logits { logits_batch } else { hidden_batch };
+        let build = |group: usize| encode(spec, &records[groups[group].clone()]);
         let path = directory.join(part.file_name(index));
-        write_parquet(&path, part.schema(spec), part.properties(spec, fingerprints, index)?, batches)
+        write_parquet(&path, part.schema(spec), part.properties(spec, fingerprints, index)?, threads, groups.len(), build)
     };
     let (logits, hidden) = std::thread::scope(|scope| {
         let hidden = (!spec.hidden_layers().is_empty()).then(|| scope.spawn(|| write(Part::Hidden)));
@@ -70,28 +71,31 @@ pub fn write_shard(directory: &Path, index: u32, spec: &TargetSpec, fingerprints
         masked: sum(|record| record.labels.iter().filter(|label| **label != IGNORED_LABEL).count()),
         logits: entry((Part::Logits, logits?)),
         hidden: hidden.transpose()?.map(|written| entry((Part::Hidden, written))),
-        minus_log_stored_mass: stored_mass(spec, records),
+        minus_log_stored_mass: stored_mass(spec, records, &groups, threads)?,
     })
 }
 
-fn check_rows(spec: &TargetSpec, records: &[Record]) -> Result<()> {
+fn check_rows(spec: &TargetSpec, records: &[Record], groups: &[Range<usize>], threads: usize) -> Result<()> {
     let Some(first) = records.first() else {
         return Err(Error::invalid("records", "at least one row in a shard", "none"));
     };
-    for (row, record) in records.iter().enumerate() {
-        record.validate(spec)?;
-        let expected = first.sequence_id.checked_add(row as u64);
-        if record.pass != first.pass || Some(record.sequence_id) != expected {
-            let place = |sequence: u64, pass: u16| format!("sequence {sequence} of pass {pass} in row {row}");
-            let expected = expected.map_or_else(|| "sequences below 2^64".to_string(), |sequence| place(sequence, first.pass));
-            return Err(Error::invalid("sequence_id", expected, place(record.sequence_id, record.pass)));
-        }
-        // Arrow's list offsets are 32-bit; a group of several rows is far below that, a single row may not be.
-        let most = record.top_ids.len().max(record.hidden_states.first().map_or(0, Vec::len));
-        if i32::try_from(most).is_err() {
-            let found = format!("{most} in sequence {}", record.sequence_id);
-            return Err(Error::invalid("record", "fewer than 2^31 values in a row's column", found));
-        }
+    let check = |group: usize| groups[group].clone().try_for_each(|row| check_row(spec, first, row, &records[row]));
+    in_order(threads, groups.len(), check, Ok)
+}
+
+fn check_row(spec: &TargetSpec, first: &Record, row: usize, record: &Record) -> Result<()> {
+    record.validate(spec)?;
+    let expected = first.sequence_id.checked_add(row as u64);
+    if record.pass != first.pass || Some(record.sequence_id) != expected {
+        let place = |sequence: u64, pass: u16| format!("sequence {sequence} of pass {pass} in row {row}");
+        let expected = expected.map_or_else(|| "sequences below 2^64".to_string(), |sequence| place(sequence, first.pass));
+        return Err(Error::invalid("sequence_id", expected, place(record.sequence_id, record.pass)));
+    }
+    // Arrow's list offsets are 32-bit; a group of several rows is far below that, a single row may not be.
+    let most = record.top_ids.len().max(record.hidden_states.first().map_or(0, Vec::len));
+    if i32::try_from(most).is_err() {
+        let found = format!("{most} in sequence {}", record.sequence_id);
+        return Err(Error::invalid("record", "fewer than 2^31 values in a row's column", found));
     }
     Ok(())
 }
@@ -119,7 +123,17 @@ fn row_groups(spec: &TargetSpec, records: &[Record]) -> Vec<Range<usize>> {
 }
 
 /// -ln of the stored probability, per asked position, of the values as they are stored.
-fn stored_mass(spec: &TargetSpec, records: &[Record]) -> MassSummary {
+fn stored_mass(spec: &TargetSpec, records: &[Record], groups: &[Range<usize>], threads: usize) -> Result<MassSummary> {
+    let mut all = Vec::new();
+    let of_group = |group: usize| Ok(minus_log_mass(spec, &records[groups[group].clone()]));
+    in_order(threads, groups.len(), of_group, |values| {
+        all.extend(values);
+        Ok(())
+    })?;
+    Ok(MassSummary::of(all))
+}
+
+fn minus_log_mass(spec: &TargetSpec, records: &[Record]) -> Vec<f64> {
     let log_z = records.iter().flat_map(|record| record.log_z.chunks_exact(spec.temperatures().len()).map(|row| f64::from(row[0])));
     let logits = top_logits(spec, records);
     let minus_log = |(log_z, logits): (f64, &[f32])| {
@@ -127,54 +141,5 @@ fn stored_mass(spec: &TargetSpec, records: &[Record]) -> MassSummary {
         // Rounding may carry the sum past the whole; mass is at most 1.
         (log_z - sum.ln()).max(0.0)
     };
-    MassSummary::of(log_z.zip(logits.chunks_exact(spec.top_k().max(1))).map(minus_log).collect())
-}
-
-/// What a written file came to.
-pub(super) struct Written {
-    pub(super) bytes: u64,
-    pub(super) sha256: Fingerprint,
-}
-
-/// Publishes a Parquet file with one row group per batch.
-pub(super) fn write_parquet(
-    path: &Path,
-    schema: Schema,
-    properties: WriterProperties,
-    batches: impl Iterator<Item = Result<RecordBatch>>,
-) -> Result<Written> {
-    let mut written = None;
-    write_atomically(path, |file| {
-        // Arrow's own copy of the schema would say nothing that Parquet's does not.
-        let options = ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true);
-        let hashing = HashingWriter { file, hasher: Hasher::new(), bytes: 0 };
-        let mut writer = ArrowWriter::try_new_with_options(hashing, Arc::new(schema), options).map_err(Error::library("write", path))?;
-        for batch in batches {
-            writer.write(&batch?).and_then(|()| writer.flush()).map_err(Error::library("write", path))?;
-        }
-        let hashing = writer.into_inner().map_err(Error::library("write", path))?;
-        written = Some(Written { bytes: hashing.bytes, sha256: hashing.hasher.finish() });
-        Ok(())
-    })?;
-    Ok(written.expect("write_atomically runs its closure"))
-}
-
-/// Counts and hashes what passes, so that the file need not be read again.
-struct HashingWriter<'a> {
-    file: &'a mut BufWriter<File>,
-    hasher: Hasher,
-    bytes: u64,
-}
-
-impl Write for HashingWriter<'_> {
-    fn write(&mut self, buffer: &[u8]) -> std::io::Result<usize> {
-        let count = self.file.write(buffer)?;
-        self.hasher.update(&buffer[..count]);
-        self.bytes += count as u64;
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        self.file.flush()
-    }
+    log_z.zip(logits.chunks_exact(spec.top_k().max(1))).map(minus_log).collect()
 }

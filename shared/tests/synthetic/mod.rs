@@ -136,7 +136,8 @@ pub(crate) fn manifest(spec: &TargetSpec, run: &str, shards: Vec<ShardEntry>) ->
 
 /// A complete cache with one shard per list of records.
 pub(crate) fn write_cache(directory: &Path, spec: &TargetSpec, run: &str, shards: &[Vec<Record>]) -> Manifest {
-    let entry = |(index, records): (usize, &Vec<Record>)| write_shard(directory, index as u32, spec, &fingerprints(run), records).unwrap();
+    let entry =
+        |(index, records): (usize, &Vec<Record>)| write_shard(directory, index as u32, spec, &fingerprints(run), records, 1).unwrap();
     let manifest = manifest(spec, run, shards.iter().enumerate().map(entry).collect());
     let tokens: Vec<String> = (0..spec.vocabulary_size()).map(|id| format!("token {id}")).collect();
     write_vocabulary(directory, &tokens).unwrap();
