@@ -24,6 +24,8 @@ class Case:
 BASE = ["--min-tokens", "128", "--shard-sequences", "16"]
 SMALL = ["--min-tokens", "128", "--shard-sequences", "64"]
 NO_STATES = ["--hidden-layers", "none"]
+# So many times as many documents for a GPU.
+GPU_DOCUMENTS = 100
 CASES = {
     "base": Case("models/base", "models/long.txt", BASE, 5),
     "small": Case("models/small", "models/long.txt", SMALL, 40),
@@ -53,7 +55,7 @@ def measure(name: str, case: Case, options: argparse.Namespace) -> dict:
     work = options.work / "precompute" / name
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    documents = max(1, round(case.documents * options.seconds / 10))
+    documents = max(1, round(case.documents * (GPU_DOCUMENTS if options.device == "cuda" else 1) * options.seconds / 10))
     common = ["--teacher", teacher, "--corpus", corpus, "--limit", documents, "--threads", options.threads]
     provider = ["--provider", options.device] if options.device == "cuda" else []
     common += provider

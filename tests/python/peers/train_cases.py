@@ -37,8 +37,8 @@ CASES = {
 }
 # Batches of a size that a GPU is given.
 GPU_CASES = {
-    "base": Case("models/base", "models/long.txt", 6, 64, 128, 40),
-    "small": Case("models/small", "models/long.txt", 4, 128, 128, 80),
+    "base": Case("models/base", "models/long.txt", 6, 64, 128, 160),
+    "small": Case("models/small", "models/long.txt", 4, 128, 128, 320),
     "demo": Case("data/teacher", "data/corpus/train.txt", 6, 92, 89, 2000, ["--long-documents", "truncate"]),
 }
 MODES = list(product(["fp32", "bf16"], ["eager", "compile"], [True, False]))
