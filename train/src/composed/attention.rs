@@ -1,6 +1,8 @@
 //! Attention within each sequence, on padded heads.
 
 use super::dropout::{Factors, dropped};
+#[cfg(feature = "cuda")]
+use super::gpu;
 use super::operations::masked_softmax;
 use super::place::Place;
 use crate::kernels::{DropoutSite, Rotary};
@@ -61,9 +63,15 @@ pub(super) fn attention(
     factors: &Factors<'_>,
 ) -> Result<Tensor> {
     let (sequences, longest) = (place.packing.sequences(), place.packing.longest());
-    let head_major = |x: &Tensor, count: usize, angles: Option<&Angles>| {
+    let scale = 1.0 / (heads.width as f64).sqrt();
+    let head_major = |x: &Tensor, count: usize, angles: Option<&Angles>, scale: f64| {
+        #[cfg(feature = "cuda")]
+        if gpu::serves(x) && angles.is_none() {
+            return gpu::to_heads(x, &place.padded, [sequences, count, longest], scale);
+        }
         let x = place.pad(x)?.reshape((sequences, longest, count, heads.width))?;
-        angles.map_or(Ok(x.clone()), |angles| angles.turn(&x))?.transpose(1, 2)?.contiguous()
+        let x = angles.map_or(Ok(x.clone()), |angles| angles.turn(&x))?.transpose(1, 2)?.contiguous()?;
+        if scale == 1.0 { Ok(x) } else { x * scale }
     };
     let shared = |x: Tensor| match heads.queries / heads.keys {
         1 => Ok(x),
@@ -78,9 +86,14 @@ pub(super) fn attention(
         );
     }
     // The queries are scaled, not their scores, which are more.
-    let query = (head_major(query, heads.queries, angles)? * (1.0 / (heads.width as f64).sqrt()))?;
-    let (key, value) = (shared(head_major(key, heads.keys, angles)?)?, shared(head_major(value, heads.keys, None)?)?);
+    let query = head_major(query, heads.queries, angles, scale)?;
+    let (key, value) = (shared(head_major(key, heads.keys, angles, 1.0)?)?, shared(head_major(value, heads.keys, None, 1.0)?)?);
     let probabilities = masked_softmax(&query.matmul(&key.t()?)?, &place.mask)?;
     let probabilities = dropped(&probabilities, DropoutSite::Attention(layer), factors)?;
-    place.pack(&probabilities.matmul(&value)?.transpose(1, 2)?.contiguous()?.reshape((sequences, longest, ()))?)
+    let context = probabilities.matmul(&value)?;
+    #[cfg(feature = "cuda")]
+    if gpu::serves(&context) {
+        return gpu::from_heads(&context, &place.padded);
+    }
+    place.pack(&context.transpose(1, 2)?.contiguous()?.reshape((sequences, longest, ()))?)
 }

@@ -4,7 +4,9 @@
 #[cfg(feature = "cuda")]
 use super::gpu;
 use crate::kernels::{Activation, Precision};
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::backend::{BackendDevice, BackendStorage};
+use candle_core::cpu_backend::CpuDevice;
+use candle_core::{CpuStorage, CudaStorage, CustomOp1, D, DType, Layout, Result, Shape, Tensor};
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_PI};
 
 /// `[rows, out]`: `x` `[rows, in]` times `weight` `[out, in]`, transposed; `[in, out]` and as it is where `inputs_first`. Under bf16 both are
@@ -26,7 +28,7 @@ pub(super) fn rounded_product(x: &Tensor, weight: &Tensor, inputs_first: bool, p
 pub(super) fn affine(x: &Tensor, weight: &Tensor, bias: &Tensor, inputs_first: bool, precision: Precision) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if gpu::serves(x) {
-        return gpu::add_bias(&rounded_product(x, weight, inputs_first, precision)?, bias);
+        return gpu::affine(x, weight, bias, inputs_first, precision);
     }
     product(x, weight, inputs_first, precision)?.broadcast_add(bias)
 }
@@ -95,6 +97,34 @@ fn softmax(scores: &Tensor) -> Result<Tensor> {
 /// ln(1 + e^x), finite for every finite x.
 pub(super) fn softplus(x: &Tensor) -> Result<Tensor> {
     x.relu()? + (x.abs()?.neg()?.exp()? + 1.0)?.log()?
+}
+
+/// A scalar whose gradient with respect to `x` is `gradient`, of the same shape; its own value is 0. It is differentiated as a summand of a sum.
+pub(super) fn with_gradient(x: &Tensor, gradient: Tensor) -> Result<Tensor> {
+    if gradient.shape() != x.shape() {
+        candle_core::bail!("a gradient {:?} of {:?}", gradient.dims(), x.dims());
+    }
+    x.apply_op1(WithGradient(gradient))
+}
+
+struct WithGradient(Tensor);
+
+impl CustomOp1 for WithGradient {
+    fn name(&self) -> &'static str {
+        "with a gradient"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        Ok((CpuDevice.zeros_impl(&().into(), x.dtype())?, ().into()))
+    }
+
+    fn cuda_fwd(&self, x: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
+        Ok((x.device().zeros_impl(&().into(), x.dtype())?, ().into()))
+    }
+
+    fn bwd(&self, _x: &Tensor, _y: &Tensor, _one: &Tensor) -> Result<Option<Tensor>> {
+        Ok(Some(self.0.clone()))
+    }
 }
 
 /// The sum of all numbers, row by row first: candle's reduction gives each sum to one block of threads.

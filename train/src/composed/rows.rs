@@ -33,6 +33,24 @@ impl Rows {
         Ok(Self { chosen: Tensor::from_vec(chosen, count, device)?, places: Tensor::from_vec(places, rows, device)? })
     }
 
+    /// How many rows are chosen from.
+    #[cfg(feature = "cuda")]
+    pub(super) fn rows(&self) -> usize {
+        self.places.dims()[0]
+    }
+
+    /// `[chosen]`: the row of each place, `u32::MAX` for one of zeros.
+    #[cfg(feature = "cuda")]
+    pub(super) fn chosen(&self) -> &Tensor {
+        &self.chosen
+    }
+
+    /// `[rows]`: the place of each row, `u32::MAX` for one that is not chosen.
+    #[cfg(feature = "cuda")]
+    pub(super) fn places(&self) -> &Tensor {
+        &self.places
+    }
+
     /// The way back.
     pub(super) fn inverse(&self) -> Self {
         Self { chosen: self.places.clone(), places: self.chosen.clone() }

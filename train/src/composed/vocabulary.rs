@@ -8,7 +8,7 @@ use super::divergences::Taught;
 use super::logits::{Logits, NumberSlopes, Worth};
 #[cfg(feature = "cuda")]
 use super::operations::rounded_product;
-use super::operations::{column_sums, product, total};
+use super::operations::{column_sums, product, with_gradient};
 use super::place::below;
 use crate::kernels::{HeadTargets, Precision};
 use crate::loss::{Part, StepObjective};
@@ -91,9 +91,9 @@ pub(super) fn head_loss(rows: &Tensor, decoder: &Decoder<'_>, targets: &Targets,
             }
         }
     }
-    let mut scalar = (total(&(rows * Tensor::cat(&of_rows, 0)?)?)? + total(&(decoder.weight * of_weight)?)?)?;
+    let mut scalar = (with_gradient(rows, Tensor::cat(&of_rows, 0)?)? + with_gradient(decoder.weight, of_weight)?)?;
     if let (Some(bias), Some(of_bias)) = (decoder.bias, of_bias) {
-        scalar = (scalar + total(&(bias * of_bias)?)?)?;
+        scalar = (scalar + with_gradient(bias, of_bias)?)?;
     }
     Ok((scalar, values))
 }

@@ -162,6 +162,28 @@ __global__ void layer_norm_back(const float* x, const float* weight, const float
 __global__ void column_sums_f32(const float* x, float* sums, u32 rows, u32 width) { column_sums(x, sums, rows, width); }
 __global__ void column_sums_bf16(const bf16* x, float* sums, u32 rows, u32 width) { column_sums(x, sums, rows, width); }
 
+__global__ void widen(const bf16* x, float* y, u32 count) {
+    for (u32 i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += gridDim.x * blockDim.x) y[i] = wide(x[i]);
+}
+
+// Rows of heads beside each other, to a head's rows of each sequence one after the other, and back. `chosen`: the row of each place of a padded
+// sequence, or none for zeros; `places`: the place of each row.
+__global__ void to_heads(const float* x, const u32* chosen, float* y, u32 count, u32 heads, u32 length, u32 width, float scale) {
+    for (u32 i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += gridDim.x * blockDim.x) {
+        u32 column = i % width, query = i / width % length, head = i / (width * length) % heads, sequence = i / (width * length * heads);
+        u32 row = chosen[sequence * length + query];
+        y[i] = row == 0xffffffffu ? 0.0f : x[((size_t)row * heads + head) * width + column] * scale;
+    }
+}
+
+__global__ void from_heads(const float* y, const u32* places, float* x, u32 count, u32 heads, u32 length, u32 width, float scale) {
+    for (u32 i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += gridDim.x * blockDim.x) {
+        u32 column = i % width, head = i / width % heads, place = places[i / (width * heads)];
+        u32 sequence = place / length, query = place % length;
+        x[i] = y[(((size_t)sequence * heads + head) * length + query) * width + column] * scale;
+    }
+}
+
 __global__ void add_bias_f32(const float* x, const float* bias, float* y, u32 count, u32 width) { add_bias(x, bias, y, count, width); }
 __global__ void add_bias_bf16(const bf16* x, const float* bias, float* y, u32 count, u32 width) { add_bias(x, bias, y, count, width); }
 

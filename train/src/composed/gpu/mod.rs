@@ -7,16 +7,19 @@
 //! | file | content |
 //! | --- | --- |
 //! | `kernels.cu` | the kernels |
-//! | `operations` | LayerNorm, biases, activations, softmax, with their ways back |
+//! | `operations` | LayerNorm, activations, softmax, with their ways back |
+//! | `maps` | linear maps with a bias, rows to heads, with their ways back |
 //! | `head` | the numbers that losses read of rows of logits, and the logits' gradient |
 //! | `update` | the gradients' norm, AdamW |
 
 mod head;
+mod maps;
 mod operations;
 mod update;
 
 pub(super) use head::{MOST_IDS, RowSums, row_slopes, row_sums};
-pub(super) use operations::{activate, add_bias, column_sums, layer_norm, masked_softmax};
+pub(super) use maps::{affine, from_heads, to_heads};
+pub(super) use operations::{activate, column_sums, layer_norm, masked_softmax};
 pub(super) use update::{Step, adamw, sum_of_squares};
 
 use candle_core::backend::BackendStorage;

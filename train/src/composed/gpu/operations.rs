@@ -3,7 +3,7 @@
 use super::{Argument, Size, cuda, launch, pointer, pointer_of, room};
 use crate::kernels::Activation;
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CudaDevice, CudaStorage, CustomOp1, CustomOp2, CustomOp3, D, DType, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CudaDevice, CudaStorage, CustomOp1, CustomOp3, D, DType, Layout, Result, Shape, Tensor};
 
 /// Rows that a block of [`column_sums`] adds at least.
 const STRIPE: usize = 256;
@@ -11,11 +11,6 @@ const STRIPE: usize = 256;
 /// `[rows, width]`: see the composed `layer_norm`.
 pub(in super::super) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, epsilon: f64) -> Result<Tensor> {
     x.contiguous()?.apply_op3(weight, bias, LayerNorm { epsilon: epsilon as f32 })
-}
-
-/// `x` `[rows, width]`, in single precision or bf16, plus the bias `[width]`, in single precision.
-pub(in super::super) fn add_bias(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
-    x.contiguous()?.apply_op2(bias, AddBias)
 }
 
 /// See the composed `activate`.
@@ -46,18 +41,18 @@ pub(in super::super) fn column_sums(x: &Tensor) -> Result<Tensor> {
 }
 
 /// For operations that no other device has.
-fn elsewhere<T>() -> Result<T> {
+pub(super) fn elsewhere<T>() -> Result<T> {
     candle_core::bail!("an operation of GPUs alone")
 }
 
 /// Room on the GPU, as an operation gives it back.
-fn storage(device: &CudaDevice, count: usize) -> Result<CudaStorage> {
+pub(super) fn storage(device: &CudaDevice, count: usize) -> Result<CudaStorage> {
     // SAFETY: every operation's kernel writes all of it.
     let slice = unsafe { device.alloc::<f32>(count) }?;
     Ok(CudaStorage::wrap_cuda_slice(slice, device.clone()))
 }
 
-fn whole(count: usize) -> Layout {
+pub(super) fn whole(count: usize) -> Layout {
     Layout::contiguous(count)
 }
 
@@ -107,32 +102,6 @@ impl CustomOp3 for LayerNorm {
         let arguments = [&tensors[..], &[Argument::Count(width as u32), Argument::Number(self.epsilon)]].concat();
         launch(&cuda(x)?, "layer_norm_back", &Size::rows(rows), &arguments)?;
         Ok((Some(of_x), Some(column_sums(&of_weight)?), Some(column_sums(&gradient)?)))
-    }
-}
-
-struct AddBias;
-
-impl CustomOp2 for AddBias {
-    fn name(&self) -> &'static str {
-        "add a bias"
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        elsewhere()
-    }
-
-    fn cuda_fwd(&self, x: &CudaStorage, of_x: &Layout, bias: &CudaStorage, of_bias: &Layout) -> Result<(CudaStorage, Shape)> {
-        let (rows, width) = of_x.shape().dims2()?;
-        let y = storage(x.device(), rows * width)?;
-        let counts = [Argument::Count((rows * width) as u32), Argument::Count(width as u32)];
-        let tensors = [pointer_of(x, of_x)?, pointer_of(bias, of_bias)?, pointer_of(&y, &whole(rows * width))?];
-        let kernel = if x.dtype() == DType::BF16 { "add_bias_bf16" } else { "add_bias_f32" };
-        launch(x.device(), kernel, &Size::numbers(rows * width), &[&tensors[..], &counts].concat())?;
-        Ok((y, of_x.shape().clone()))
-    }
-
-    fn bwd(&self, x: &Tensor, _bias: &Tensor, _y: &Tensor, gradient: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        Ok((Some(gradient.to_dtype(x.dtype())?), Some(column_sums(gradient)?)))
     }
 }
 
