@@ -75,7 +75,7 @@ impl Sizing<'_> {
         let rates = if sizes.len() < 2 || questions.len() < self.config.shard_sequences {
             Vec::new()
         } else {
-            self.measure(asker, &questions, &sizes)?
+            self.measure(asker, &questions, &sizes, progress)?
         };
         let Some(chosen) = choose(&rates) else {
             return Ok((unmeasured(max_length, most), "the default: too little to measure".to_owned()));
@@ -99,7 +99,7 @@ impl Sizing<'_> {
     }
 
     /// (size, tokens a second) of each size that the time allows; padding counts as time, not as tokens.
-    fn measure(&self, asker: &mut Asker<'_>, questions: &[Question], sizes: &[usize]) -> Result<Vec<(usize, f64)>> {
+    fn measure(&self, asker: &mut Asker<'_>, questions: &[Question], sizes: &[usize], progress: &Progress) -> Result<Vec<(usize, f64)>> {
         let pad_id = self.source.tokenizer.special().padding();
         let samples: Vec<Sample> = sizes.iter().map(|size| Sample::of(questions, batches(questions, *size, pad_id))).collect();
         let mut rates: Vec<(usize, f64)> = Vec::new();
@@ -115,7 +115,14 @@ impl Sizing<'_> {
                     return Ok(rates);
                 }
                 let asked = Instant::now();
-                asker.ask(&sample.work, |_, _| {})?;
+                match asker.ask(&sample.work, |_, _| {}) {
+                    // How much memory a GPU has left nobody has asked: a size that it refuses is one too many.
+                    Err(error) if may_be_too_large(&self.config.provider, &rates) => {
+                        progress.note(&format!("no larger batches than that: with {size} tokens, {error}"));
+                        return Ok(rates);
+                    }
+                    answered => answered?,
+                };
                 let rate = sample.tokens / asked.elapsed().as_secs_f64();
                 match rates.get_mut(index) {
                     Some((_, best)) => *best = best.max(rate),
@@ -126,6 +133,11 @@ impl Sizing<'_> {
         }
         Ok(rates)
     }
+}
+
+/// Whether a refused batch may be one that a device has no room for, where a smaller one ran.
+fn may_be_too_large(provider: &str, smaller: &[(usize, f64)]) -> bool {
+    provider != "cpu" && !smaller.is_empty()
 }
 
 /// A batch that stands for all of a shard's.
@@ -159,6 +171,12 @@ mod tests {
     use super::*;
     use crate::masking::Masked;
     use crate::window::Sequence;
+
+    #[test]
+    fn a_processor_that_refuses_a_batch_is_at_fault_and_a_gpu_that_refuses_a_larger_one_is_full() {
+        assert!(may_be_too_large("cuda", &[(512, 9e4)]));
+        assert!(!may_be_too_large("cuda", &[]) && !may_be_too_large("cpu", &[(512, 9e4)]));
+    }
 
     #[test]
     fn a_sample_is_a_full_batch_of_usual_length_and_pays_for_the_padding_of_all() {
