@@ -107,7 +107,9 @@ impl Sizing<'_> {
         // Not counted: a session's first run allocates.
         asker.ask(&samples[0].work, |_, _| {})?;
         for round in 0..ROUNDS {
-            for (index, (size, sample)) in sizes.iter().zip(&samples).enumerate() {
+            // After the first round, those that ran in it.
+            let tried = if round == 0 { sizes.len() } else { rates.len() };
+            for (index, (size, sample)) in sizes.iter().zip(&samples).take(tried).enumerate() {
                 let speed = rates.last().map_or(0.0, |(_, rate)| *rate);
                 let expected = if speed > 0.0 { *size as f64 / speed } else { 0.0 };
                 let left = TIME.saturating_sub(started.elapsed()).as_secs_f64();
@@ -116,18 +118,17 @@ impl Sizing<'_> {
                 }
                 let asked = Instant::now();
                 match asker.ask(&sample.work, |_, _| {}) {
-                    // How much memory a GPU has left nobody has asked: a size that it refuses is one too many.
-                    Err(error) if may_be_too_large(&self.config.provider, &rates) => {
-                        progress.note(&format!("no larger batches than that: with {size} tokens, {error}"));
-                        return Ok(rates);
+                    // How much memory a GPU has left nobody has asked: a size that it refuses, where smaller ones ran, is taken for too large.
+                    Err(error) if may_be_too_large(&self.config.provider, index, rates.len()) => {
+                        progress.note(&format!("batches of {size} tokens or more are left out: {error}"));
+                        break;
                     }
                     answered => answered?,
                 };
                 let rate = sample.tokens / asked.elapsed().as_secs_f64();
                 match rates.get_mut(index) {
                     Some((_, best)) => *best = best.max(rate),
-                    None if round == 0 => rates.push((*size, rate)),
-                    None => break,
+                    None => rates.push((*size, rate)),
                 }
             }
         }
@@ -135,9 +136,9 @@ impl Sizing<'_> {
     }
 }
 
-/// Whether a refused batch may be one that a device has no room for, where a smaller one ran.
-fn may_be_too_large(provider: &str, smaller: &[(usize, f64)]) -> bool {
-    provider != "cpu" && !smaller.is_empty()
+/// Whether a refused batch, number `index` by size where `ran` smaller ones ran, may be one that a device has no room for.
+fn may_be_too_large(provider: &str, index: usize, ran: usize) -> bool {
+    provider != "cpu" && index > 0 && index >= ran
 }
 
 /// A batch that stands for all of a shard's.
@@ -174,8 +175,10 @@ mod tests {
 
     #[test]
     fn a_processor_that_refuses_a_batch_is_at_fault_and_a_gpu_that_refuses_a_larger_one_is_full() {
-        assert!(may_be_too_large("cuda", &[(512, 9e4)]));
-        assert!(!may_be_too_large("cuda", &[]) && !may_be_too_large("cpu", &[(512, 9e4)]));
+        assert!(may_be_too_large("cuda", 1, 1));
+        assert!(!may_be_too_large("cpu", 1, 1));
+        assert!(!may_be_too_large("cuda", 0, 0), "the smallest");
+        assert!(!may_be_too_large("cuda", 1, 3), "one that ran before");
     }
 
     #[test]

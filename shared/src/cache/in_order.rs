@@ -24,9 +24,16 @@ pub(super) fn in_order<T: Send>(
         let mut to_come = 0..count;
         let mut under_way: VecDeque<_> = to_come.by_ref().take(threads).map(begin).collect();
         while let Some(oldest) = under_way.pop_front() {
-            let made = oldest.join().unwrap_or_else(|panic| resume_unwind(panic))?;
-            under_way.extend(to_come.next().map(begin));
-            take(made)?;
+            let made = oldest.join().unwrap_or_else(|panic| resume_unwind(panic));
+            let taken = made.and_then(|made| {
+                under_way.extend(to_come.next().map(begin));
+                take(made)
+            });
+            if taken.is_err() {
+                // Joined, so that none of theirs stands before the first error.
+                under_way.into_iter().for_each(|later| drop(later.join()));
+                return taken;
+            }
         }
         Ok(())
     })
@@ -85,6 +92,16 @@ mod tests {
             let refused = in_order(threads, 9, Ok, |number| Err(Error::invalid("number", "none", number.to_string())));
             assert!(refused.unwrap_err().to_string().contains("found 0"));
         }
+    }
+
+    #[test]
+    fn a_panic_after_the_first_error_is_not() {
+        let make = |number: usize| match number {
+            0 => Err(Error::invalid("number", "above 0", "0")),
+            _ => panic!("number {number}"),
+        };
+        let refused: Result<()> = in_order(3, 4, make, |()| Ok(()));
+        assert!(refused.unwrap_err().to_string().contains("found 0"));
     }
 
     #[test]

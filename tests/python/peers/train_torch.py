@@ -6,7 +6,7 @@
 Reads commands from standard input, a line each, and answers each with a line of JSON: `steps N` trains N steps, `quit` ends. So the driver can
 let it wait while another program is timed.
 
-With `--device cuda` all of it runs on the GPU: a batch is pinned by the thread that collates it and copied while the step before is computed.
+With `--device cuda` all of it runs on the GPU: a batch is pinned by the thread that collates it, and copied at the start of its step.
 
 The loss is 5 T^2 KL(teacher || student) with the mass outside the stored ids as one more class, over every asked position; 2 x cross-entropy over the
 masked ones; 1 - cosine of the last hidden states over every token. The head is applied to asked positions alone. Batches are read, decoded and

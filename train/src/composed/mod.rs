@@ -137,7 +137,7 @@ impl<'a> Composed<'a> {
         if step.few_ids {
             candle_core::bail!("few ids of a vocabulary, which the kernels alone can count");
         }
-        // All uploads come first: once the device has work queued, an upload waits until that is done.
+        // Uploads come first, but for small ones of decoders and sentences: once the device has work queued, an upload waits until that is done.
         let place = self.place(batch, self.tables())?;
         let head = Head::new(self.config, &self.values, &place, batch, Some(step))?;
         let teacher = self.teacher_states(batch, step)?;

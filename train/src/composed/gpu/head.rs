@@ -3,8 +3,8 @@
 use super::{Argument, Size, cuda, launch, pointer, room};
 use candle_core::{DType, Result, Tensor};
 
-/// Bits that the threads of a block share at most, one for each id of the vocabulary.
-pub(in super::super) const MOST_IDS: usize = 48 * 1024 * 8;
+/// Bits that the threads of a block share at most, one for each id of the vocabulary: of 48 KiB a block has, sums over its threads take some.
+pub(in super::super) const MOST_IDS: usize = 47 * 1024 * 8;
 
 /// What [`row_sums`] reads: rows of logits and what is stored for them.
 pub(in super::super) struct RowSums<'a> {

@@ -69,7 +69,7 @@ template <typename T> __device__ void add_bias(const T* x, const float* bias, fl
     for (u32 i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += gridDim.x * blockDim.x) y[i] = wide(x[i]) + bias[i % width];
 }
 
-// A bit for each id that is stored for a row, in shared memory.
+// A bit for each id that is stored for a row, in shared memory. The ids of a row differ, as a top-k's do.
 __device__ void mark_stored(u32* stored, const u32* ids, u32 vocabulary, u32 k) {
     for (u32 i = threadIdx.x; i < (vocabulary + 31) / 32; i += blockDim.x) stored[i] = 0;
     __syncthreads();
@@ -187,13 +187,13 @@ __global__ void from_heads(const float* y, const u32* places, float* x, u32 coun
 __global__ void add_bias_f32(const float* x, const float* bias, float* y, u32 count, u32 width) { add_bias(x, bias, y, count, width); }
 __global__ void add_bias_bf16(const bf16* x, const float* bias, float* y, u32 count, u32 width) { add_bias(x, bias, y, count, width); }
 
-// 0: GELU, 1: GELU by tanh, 2: ReLU, 3: SiLU.
+// 0: GELU, 1: GELU by tanh, 2: ReLU, 3: SiLU. What is no number stays none, so that a broken step is seen.
 __global__ void activate(const float* x, float* y, u32 count, u32 kind) {
     for (u32 i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += gridDim.x * blockDim.x) {
         float v = x[i];
         if (kind == 0) y[i] = 0.5f * v * (1.0f + erff(v * 0.70710678118654752f));
         else if (kind == 1) y[i] = 0.5f * v * (1.0f + tanhf(0.79788456080286536f * v * (1.0f + 0.044715f * v * v)));
-        else if (kind == 2) y[i] = fmaxf(v, 0.0f);
+        else if (kind == 2) y[i] = v < 0.0f ? 0.0f : v;
         else y[i] = v / (1.0f + expf(-v));
     }
 }
@@ -205,7 +205,7 @@ __global__ void activate_back(const float* x, const float* g, float* of_x, u32 c
         else if (kind == 1) {
             float t = tanhf(0.79788456080286536f * v * (1.0f + 0.044715f * v * v));
             slope = 0.5f * (1.0f + t) + 0.5f * v * (1.0f - t * t) * 0.79788456080286536f * (1.0f + 0.134145f * v * v);
-        } else if (kind == 2) slope = v > 0.0f ? 1.0f : 0.0f;
+        } else if (kind == 2) slope = v > 0.0f ? 1.0f : v == v ? 0.0f : v;
         else {
             float s = 1.0f / (1.0f + expf(-v));
             slope = s * (1.0f + v * (1.0f - s));

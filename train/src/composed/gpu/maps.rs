@@ -19,7 +19,7 @@ fn widened(x: &Tensor) -> Result<Tensor> {
     }
     let (x, count) = (x.contiguous()?, x.elem_count());
     let y = room(x.shape(), DType::F32, x.device())?;
-    launch(&cuda(&x)?, "widen", &Size::numbers(count), &[pointer(&x)?, pointer(&y)?, Argument::Count(count as u32)])?;
+    launch(&cuda(&x)?, "widen", &Size::numbers(count)?, &[pointer(&x)?, pointer(&y)?, Argument::Count(count as u32)])?;
     Ok(y)
 }
 
@@ -62,7 +62,7 @@ impl CustomOp3 for Affine {
         let tensors = [pointer_of(&product, &whole(count))?, pointer_of(bias, of_bias)?, pointer_of(&y, &whole(count))?];
         let kernel = if product.dtype() == DType::BF16 { "add_bias_bf16" } else { "add_bias_f32" };
         let counts = [Argument::Count(count as u32), Argument::Count(out as u32)];
-        launch(x.device(), kernel, &Size::numbers(count), &[&tensors[..], &counts].concat())?;
+        launch(x.device(), kernel, &Size::numbers(count)?, &[&tensors[..], &counts].concat())?;
         Ok((y, (rows, out).into()))
     }
 
@@ -134,7 +134,7 @@ impl Heads {
         let count = shape.elem_count();
         let y = storage(x.device(), count)?;
         let tensors = [pointer_of(x, of_x)?, pointer(rows)?, pointer_of(&y, &whole(count))?];
-        launch(x.device(), kernel, &Size::numbers(count), &[&tensors[..], &self.counts(count)].concat())?;
+        launch(x.device(), kernel, &Size::numbers(count)?, &[&tensors[..], &self.counts(count)].concat())?;
         Ok((y, shape))
     }
 
@@ -143,7 +143,7 @@ impl Heads {
         let (gradient, count) = (gradient.contiguous()?, shape.elem_count());
         let y = room(shape, DType::F32, gradient.device())?;
         let tensors = [pointer(&gradient)?, pointer(rows)?, pointer(&y)?];
-        launch(&cuda(&gradient)?, kernel, &Size::numbers(count), &[&tensors[..], &self.counts(count)].concat())?;
+        launch(&cuda(&gradient)?, kernel, &Size::numbers(count)?, &[&tensors[..], &self.counts(count)].concat())?;
         Ok(Some(y))
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! They are compiled when the first of them is launched, by the CUDA library that is made for that (NVRTC), for every GPU that the library knows.
 //! Single precision alone comes here; double precision, which the tests of the formulas use, is composed of candle's operations, and so is what no
-//! kernel is here for. What a kernel gives is that of the composed operation to single precision, which the same tests hold both to.
+//! kernel is here for. What a kernel gives is that of the composed operation to single precision: tests of their own hold some to that, and ten steps of
+//! every family, beside the processor's, hold all.
 //!
 //! | file | content |
 //! | --- | --- |
@@ -32,6 +33,8 @@ use std::sync::OnceLock;
 const SOURCE: &str = include_str!("kernels.cu");
 /// Threads of a block that has a row or a stretch of numbers to itself.
 const THREADS: u32 = 256;
+/// The kernels count numbers in 32 bits, and step beyond the last.
+const MOST_NUMBERS: usize = 1 << 31;
 /// Blocks of a kernel whose threads go on to further numbers.
 const MOST_BLOCKS: usize = 1 << 14;
 
@@ -64,9 +67,14 @@ impl Size {
     }
 
     /// Threads for numbers that do not depend on each other.
-    fn numbers(count: usize) -> Self {
-        let blocks = count.div_ceil(THREADS as usize).clamp(1, MOST_BLOCKS);
-        Self::rows(blocks)
+    ///
+    /// # Errors
+    /// More than the kernels count.
+    fn numbers(count: usize) -> Result<Self> {
+        if count >= MOST_NUMBERS {
+            candle_core::bail!("{count} numbers are too many for one micro-batch: use a smaller --batch-tokens");
+        }
+        Ok(Self::rows(count.div_ceil(THREADS as usize).clamp(1, MOST_BLOCKS)))
     }
 }
 

@@ -133,7 +133,7 @@ impl CustomOp1 for Activate {
         let count = of_x.shape().elem_count();
         let y = storage(x.device(), count)?;
         let arguments = [pointer_of(x, of_x)?, pointer_of(&y, &whole(count))?, Argument::Count(count as u32), self.kind()];
-        launch(x.device(), "activate", &Size::numbers(count), &arguments)?;
+        launch(x.device(), "activate", &Size::numbers(count)?, &arguments)?;
         Ok((y, of_x.shape().clone()))
     }
 
@@ -141,7 +141,7 @@ impl CustomOp1 for Activate {
         let (count, gradient) = (x.elem_count(), gradient.contiguous()?);
         let of_x = room(x.shape(), DType::F32, x.device())?;
         let arguments = [pointer(x)?, pointer(&gradient)?, pointer(&of_x)?, Argument::Count(count as u32), self.kind()];
-        launch(&cuda(x)?, "activate_back", &Size::numbers(count), &arguments)?;
+        launch(&cuda(x)?, "activate_back", &Size::numbers(count)?, &arguments)?;
         Ok(Some(of_x))
     }
 }

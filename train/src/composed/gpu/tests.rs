@@ -51,6 +51,11 @@ fn rows_are_normalised_and_biased_and_the_gradients_come_back() {
         assert_same(&format!("norm of {what}"), both(&shapes, |of| layer_norm(&of[0], &of[1], &of[2], 1e-5)));
         let shapes = [&[rows, 8][..], &[width, 8], &[width]];
         assert_same(&format!("map to {what}"), both(&shapes, |of| affine(&of[0], &of[1], &of[2], false, Precision::Single)));
+        let shapes = [&[rows, 8][..], &[8, width], &[width]];
+        assert_same(
+            &format!("map with the inputs first to {what}"),
+            both(&shapes, |of| affine(&of[0], &of[1], &of[2], true, Precision::Single)),
+        );
         let x = random(3, &[rows, width], 1.0);
         for (dtype, near) in [(DType::F32, 1e-6), (DType::BF16, 4e-3)] {
             let sums = column_sums(&x.to_dtype(dtype).unwrap().to_device(&gpu()).unwrap()).unwrap();

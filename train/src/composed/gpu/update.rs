@@ -37,5 +37,5 @@ pub(in super::super) fn adamw(value: &Tensor, moments: [&Tensor; 2], gradient: &
     let tensors = [pointer(value)?, pointer(moments[0])?, pointer(moments[1])?, pointer(&gradient)?, Argument::Count(count as u32)];
     let Step { gradient_scale, new, rate, root, epsilon, kept } = step;
     let numbers = [gradient_scale, new[0], new[1], rate, root, epsilon, kept].map(|number| Argument::Number(number as f32));
-    launch(&cuda(value)?, "adamw", &Size::numbers(count), &[&tensors[..], &numbers].concat())
+    launch(&cuda(value)?, "adamw", &Size::numbers(count)?, &[&tensors[..], &numbers].concat())
 }
