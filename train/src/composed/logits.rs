@@ -43,7 +43,8 @@ impl Logits {
             let bias =
                 decoder.bias.map_or_else(|| Tensor::zeros(decoder.weight.dim(0)?, x.dtype(), x.device()), |bias| Ok(bias.clone()))?;
             let logits = decoder.unbiased(x)?.contiguous()?;
-            let sums = gpu::row_sums(&gpu::RowSums { logits: &logits, bias: &bias, ids: &taught.ids, labels: &labels.ids, temperature })?;
+            let sums =
+                gpu::row_numbers(&gpu::LogitRows { logits: &logits, bias: &bias, ids: &taught.ids, labels: &labels.ids, temperature })?;
             return Ok(Self::Kernels { logits, bias, sums });
         }
         let _ = (taught, labels);
@@ -119,7 +120,7 @@ impl Logits {
                 let factors = worth.map_or(&none, |worth| &worth.factors);
                 let share = worth.map_or_else(|| Ok(none.clone()), |worth| &worth.factors / &worth.whole)?;
                 let of_rows = Tensor::cat(&[&column(sums, 0)?, outside, tempered, &share], 1)?;
-                let of = gpu::RowSums { logits, bias, ids: &taught.ids, labels: &labels.ids, temperature };
+                let of = gpu::LogitRows { logits, bias, ids: &taught.ids, labels: &labels.ids, temperature };
                 gpu::row_slopes(&of, &of_rows, &stored.contiguous()?, factors)
             }
         }

@@ -6,8 +6,8 @@ use candle_core::{DType, Result, Tensor};
 /// Bits that the threads of a block share at most, one for each id of the vocabulary: of 48 KiB a block has, sums over its threads take some.
 pub(in super::super) const MOST_IDS: usize = 47 * 1024 * 8;
 
-/// What [`row_sums`] reads: rows of logits and what is stored for them.
-pub(in super::super) struct RowSums<'a> {
+/// What the kernels read: rows of logits, and what is stored for them.
+pub(in super::super) struct LogitRows<'a> {
     /// `[rows, vocabulary]`, without the bias, in single precision or bf16.
     pub(in super::super) logits: &'a Tensor,
     /// `[vocabulary]`, in single precision.
@@ -16,10 +16,11 @@ pub(in super::super) struct RowSums<'a> {
     pub(in super::super) ids: &'a Tensor,
     /// `[rows, 1]`: labels, `u32::MAX` for none.
     pub(in super::super) labels: &'a Tensor,
+    /// T, above 0: what the distances to the largest logit are divided by.
     pub(in super::super) temperature: f64,
 }
 
-impl RowSums<'_> {
+impl LogitRows<'_> {
     fn sizes(&self) -> Result<(usize, usize, usize)> {
         let (rows, vocabulary) = self.logits.dims2()?;
         Ok((rows, vocabulary, self.ids.dim(1)?))
@@ -41,7 +42,7 @@ impl RowSums<'_> {
 
 /// `[rows, 5 + k]`: with m a row's largest logit and x = (z - m) / T, these are m, the sum of exp(x) and the sum of x over the ids that are not
 /// stored, the sum of exp(z - m), z - m of the label or 0, then x of the stored ids.
-pub(in super::super) fn row_sums(of: &RowSums<'_>) -> Result<Tensor> {
+pub(in super::super) fn row_numbers(of: &LogitRows<'_>) -> Result<Tensor> {
     let (rows, vocabulary, k) = of.sizes()?;
     let numbers = room((rows, 5 + k), DType::F32, of.logits.device())?;
     let size = Size { shared: 4 * vocabulary.div_ceil(32) as u32, ..Size::rows(rows) };
@@ -53,7 +54,7 @@ pub(in super::super) fn row_sums(of: &RowSums<'_>) -> Result<Tensor> {
 /// `[rows, vocabulary]`, of the logits' type: the gradient of the logits. `of_rows` `[rows, 4]`: m, the gradients of the two sums over the others, what
 /// the label is worth over the sum of exp(z - m). `of_stored` `[rows, k]`: the gradient of x of the stored ids. `worth` `[rows, 1]`: what the label is
 /// worth.
-pub(in super::super) fn row_slopes(of: &RowSums<'_>, of_rows: &Tensor, of_stored: &Tensor, worth: &Tensor) -> Result<Tensor> {
+pub(in super::super) fn row_slopes(of: &LogitRows<'_>, of_rows: &Tensor, of_stored: &Tensor, worth: &Tensor) -> Result<Tensor> {
     let (rows, vocabulary, _) = of.sizes()?;
     let slopes = room((rows, vocabulary), of.logits.dtype(), of.logits.device())?;
     let given = [pointer(of_rows)?, pointer(of_stored)?, pointer(worth)?, pointer(&slopes)?];

@@ -18,7 +18,7 @@ mod maps;
 mod operations;
 mod update;
 
-pub(super) use head::{MOST_IDS, RowSums, row_slopes, row_sums};
+pub(super) use head::{LogitRows, MOST_IDS, row_numbers, row_slopes};
 pub(super) use maps::{affine, from_heads, to_heads};
 pub(super) use operations::{activate, column_sums, layer_norm, masked_softmax};
 pub(super) use update::{Step, adamw, sum_of_squares};
