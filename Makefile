@@ -104,38 +104,52 @@ $(TRANSFORMERS)/students:
 	$(foreach teacher,$(sort $(foreach student,$(STUDENTS),$(call teacher_of,$(student)))),$(call make_cache,$(teacher)))
 	$(foreach student,$(STUDENTS),$(call make_student,$(student)))
 
-# Ours and the Python peers in turn; each stage stands alone, and `make bench-train ONLY=small` takes one case of it. tests/BENCHMARKS.md has
-# what they gave.
-BENCH := $(TARGET)/bench
+# Ours and the Python peers in turn; each stage stands alone, and `make bench-train ONLY=small` takes one case of it. With VECTORS=avx2 all programs
+# find a processor without AVX-512 (tests/python/peers/without_avx512.c), and write into a folder of their own. tests/BENCHMARKS.md has what they gave.
+VECTORS ?=
+BENCH := $(TARGET)/bench$(VECTORS:%=-%)
 PEERS := $(TARGET)/venv-peers
 ONLY ?=
 ROUNDS ?= 5
-measure = $(PEERS)/bin/python tests/python/peers/bench.py $(1) --bin $(BIN) --work $(BENCH) --rounds $(ROUNDS) $(if $(ONLY),--only $(ONLY))
+ROUND_SECONDS ?= 8
+HIDING := $(if $(VECTORS),$(BENCH)/without_avx512.so)
+# The C library has chosen before a preloaded library is there.
+C_LIBRARY := glibc.cpu.hwcaps=-AVX512F,-AVX512VL,-AVX512BW,-AVX512CD,-AVX512DQ
+hidden = $(if $(HIDING),LD_PRELOAD=$(abspath $(HIDING)) GLIBC_TUNABLES=$(C_LIBRARY))
+asked = --rounds $(ROUNDS) --seconds $(ROUND_SECONDS) $(if $(ONLY),--only $(ONLY))
+measure = $(hidden) $(PEERS)/bin/python tests/python/peers/bench.py $(1) --bin $(BIN) --work $(BENCH) $(asked)
 
 bench: bench-kernels bench-precompute bench-train bench-memory bench-size ## measure everything against ONNX Runtime, PyTorch and pyarrow (an hour; fetches 3 GB)
 
-bench-kernels: build ## measure the top-k beside a plain sum, and a training step beside its bare matrix products
-	$(CARGO) bench --locked --package precompute --bench topk
-	$(CARGO) bench --locked --package train --bench kernels -- demo 10
+bench-kernels: build $(HIDING) ## measure the top-k beside a plain sum, and a training step beside its bare matrix products
+	$(hidden) $(CARGO) bench --locked --workspace --bench topk
+	$(hidden) $(CARGO) bench --locked --workspace --bench kernels -- demo 10
 
 bench-models: $(PEERS)/ready ## make the benchmark's teachers and corpora in target/bench/models
 	$(PEERS)/bin/python tests/python/peers/make_models.py $(BENCH)/models
 
-bench-precompute: build onnxruntime bench-models ## measure precompute beside the bare session and the Python peer
+bench-precompute: build onnxruntime bench-models $(HIDING) ## measure precompute beside the bare session and the Python peer
 	$(CARGO) build --release --locked --workspace --example batch_plan
 	$(call measure,precompute)
 
-bench-train: build onnxruntime bench-models ## measure a training step beside PyTorch's in each of its modes
+bench-train: build onnxruntime bench-models $(HIDING) ## measure a training step beside PyTorch's in each of its modes
 	$(call measure,train)
 
-bench-memory: build onnxruntime $(PEERS)/ready ## measure peak memory at one and at ten times the corpus
+bench-memory: build onnxruntime $(PEERS)/ready $(HIDING) ## measure peak memory at one and at ten times the corpus
 	$(call measure,memory)
 
-bench-size: build onnxruntime $(PEERS)/ready ## sizes of the programs and seconds to the first batch
+bench-size: build onnxruntime $(PEERS)/ready $(HIDING) ## sizes of the programs and seconds to the first batch
 	$(call measure,size)
 
 bench-table: $(PEERS)/ready ## print the tables of what was measured last
 	$(call measure,table)
+
+ifneq ($(HIDING),)
+$(HIDING): tests/python/peers/without_avx512.c
+	$(if $(filter avx2,$(VECTORS)),,$(error VECTORS=$(VECTORS): avx2, or nothing for all that the processor has))
+	@mkdir -p $(@D)
+	$(CC) -Wall -Wextra -O1 -shared -fPIC -o $@ $<
+endif
 
 $(PEERS)/ready: tests/python/peers/requirements.txt
 	rm -rf $(@D)

@@ -190,7 +190,7 @@ fn check_finite(path: &Path, parameter: &Parameter) -> Result<()> {
 fn write_parameters(path: &Path, parameters: &[ParameterRef]) -> Result<()> {
     let name = |parameter: &ParameterRef| file_and_name(parameter.name()).1.to_owned();
     let named: Vec<Named> = parameters.iter().map(|parameter| (name(parameter), parameter.shape().dims().to_vec())).collect();
-    write_tensors(path, &named, |i| with_f32(&parameters[i], <[f32]>::to_vec))
+    write_tensors(path, &named, |i, sink| with_f32(&parameters[i], sink)?)
 }
 
 /// Reads a parameter's values in single precision, whichever it has.

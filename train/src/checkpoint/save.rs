@@ -52,7 +52,7 @@ impl Checkpoints {
         let projections = trainable.get(student.parameters().len()..).unwrap_or_default();
         if !projections.is_empty() {
             let named: Vec<Named> = projections.iter().map(|each| (each.name().to_owned(), each.shape().dims().to_vec())).collect();
-            write_tensors(&directory.join(PROJECTIONS_FILE), &named, |i| values(&projections[i]))?;
+            write_tensors(&directory.join(PROJECTIONS_FILE), &named, |i, sink| export::with_f32(&projections[i], sink)?)?;
         }
         let configuration = self.out.join(CONFIGURATION_FILE);
         if configuration.is_file() {
@@ -105,10 +105,5 @@ fn write_moments(path: &Path, trainable: &[ParameterRef], moments: &Moments) -> 
     let named = |kind: &'static str| trainable.iter().map(move |each| (format!("{kind}.{}", each.name()), each.shape().dims().to_vec()));
     let tensors: Vec<Named> = named("first").chain(named("second")).collect();
     let count = trainable.len();
-    write_tensors(path, &tensors, |i| Ok(if i < count { moments.first[i].clone() } else { moments.second[i - count].clone() }))
-}
-
-fn values(parameter: &ParameterRef) -> Result<Vec<f32>> {
-    let read = parameter.with_value(|values: &[f32]| values.to_vec());
-    read.map_err(|error| Error::invalid(parameter.name(), "float32 values in memory", error.to_string()))
+    write_tensors(path, &tensors, |i, sink| sink(if i < count { &moments.first[i] } else { &moments.second[i - count] }))
 }

@@ -13,12 +13,16 @@ pub type Named = (String, Vec<usize>);
 /// Values that are turned into bytes together: 1 MiB of them.
 const VALUES_AT_A_TIME: usize = 1 << 18;
 
+/// Takes the next of a tensor's values, row-major.
+pub type Sink<'a> = dyn FnMut(&[f32]) -> Result<()> + 'a;
+
 /// Publishes a file at `path`: header (its length in 8 bytes, JSON, padded to a multiple of 8), then the values in the order of `tensors`,
-/// little-endian. `values(i)` gives those of tensor i, row-major, as many as its shape has.
+/// little-endian. `give(i, sink)` hands those of tensor i to `sink` from where they lie, as many as its shape has: a copy of an embedding table
+/// would be the peak of a whole training.
 ///
 /// # Errors
-/// Whatever `values` returns, values of another number than the shape's, a refusal of the file system; an existing file is then as it was.
-pub fn write_tensors(path: &Path, tensors: &[Named], mut values: impl FnMut(usize) -> Result<Vec<f32>>) -> Result<()> {
+/// Whatever `give` returns, values of another number than the shape's, a refusal of the file system; an existing file is then as it was.
+pub fn write_tensors(path: &Path, tensors: &[Named], give: impl Fn(usize, &mut Sink) -> Result<()>) -> Result<()> {
     let elements = |shape: &[usize]| shape.iter().product::<usize>();
     let mut end = 0;
     let infos = tensors.iter().map(|(name, shape)| {
@@ -37,15 +41,17 @@ pub fn write_tensors(path: &Path, tensors: &[Named], mut values: impl FnMut(usiz
         write(&header)?;
         let mut bytes = Vec::with_capacity(VALUES_AT_A_TIME * size_of::<f32>());
         for (i, (name, shape)) in tensors.iter().enumerate() {
-            let values = values(i)?;
-            if values.len() != elements(shape) {
-                return Err(Error::invalid(name, format!("{} values", elements(shape)), values.len().to_string()));
-            }
-            // Some at a time: an embedding table a second time in memory would be the peak of a whole training.
-            for values in values.chunks(VALUES_AT_A_TIME) {
-                bytes.clear();
-                values.iter().for_each(|value| bytes.extend_from_slice(&value.to_le_bytes()));
-                write(&bytes)?;
+            let mut count = 0;
+            give(i, &mut |values| {
+                count += values.len();
+                values.chunks(VALUES_AT_A_TIME).try_for_each(|values| {
+                    bytes.clear();
+                    values.iter().for_each(|value| bytes.extend_from_slice(&value.to_le_bytes()));
+                    write(&bytes)
+                })
+            })?;
+            if count != elements(shape) {
+                return Err(Error::invalid(name, format!("{} values", elements(shape)), count.to_string()));
             }
         }
         Ok(())
@@ -63,12 +69,12 @@ mod tests {
         let path = directory.path().join("some.safetensors");
         let tensors = [("b".to_owned(), vec![2, 2]), ("a".to_owned(), vec![3])];
         let stored = [vec![1.0f32, -0.5, f32::MIN_POSITIVE, 3e38], vec![0.1, 0.2, 0.3]];
-        write_tensors(&path, &tensors, |i| Ok(stored[i].clone())).unwrap();
+        write_tensors(&path, &tensors, |i, sink| sink(&stored[i])).unwrap();
         let mut file = TensorFile::open(&path).unwrap();
         for ((name, shape), stored) in tensors.iter().zip(&stored) {
             assert_eq!(&file.read(name, shape).unwrap(), stored);
         }
-        let error = write_tensors(&path, &tensors, |_| Ok(vec![0.0])).unwrap_err().to_string();
+        let error = write_tensors(&path, &tensors, |_, sink| sink(&[0.0])).unwrap_err().to_string();
         assert!(error.contains("b: expected 4 values, found 1"), "{error}");
     }
 }
