@@ -26,10 +26,10 @@ def wikitext(path):
 def sst2(path):
     with open(path, encoding="utf-8", newline="") as file:
         rows = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        next(rows)
+        text = next(i for i, name in enumerate(next(rows)) if name in ("sentence", "content"))
         for row in rows:
-            if len(row) == 2 and row[1].strip():
-                yield row[1].strip()
+            if len(row) == 2 and row[text].strip():
+                yield row[text].strip()
 
 
 def main():

@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     fn special() -> SpecialTokens {
-        SpecialTokens { mask: None, pad: None, end: None, unknown: None, all: vec![0, 1] }
+        SpecialTokens { mask: None, pad: None, end: None, unknown: None, all: vec![0, 1], beside: vec![] }
     }
 
     fn asked(rule: PositionRule, task: Task, pass: u16) -> Vec<u16> {

@@ -54,13 +54,13 @@ impl Demand {
         let answers = if spec.task().is_of_sequences() { 0 } else { 8 * k + 4 + 4 * temperatures };
         let inputs = 16;
         let row = length * (answers + hidden + inputs);
-        let shard = shard_sequences as u64 * row;
+        let shard = row.saturating_mul(shard_sequences as u64);
         // A group is of one row at least.
         let group = row.max(LOGITS_GROUP_BYTES + if hidden > 0 { HIDDEN_GROUP_BYTES } else { 0 });
         let groups = shard.min(encoding_threads as u64 * group);
         Self {
             token_bytes: (LOGITS_HELD * logits + 2 * hidden + activations).max(1),
-            shard_bytes: SHARDS_HELD * shard + GROUP_HELD * groups,
+            shard_bytes: shard.saturating_mul(SHARDS_HELD).saturating_add(GROUP_HELD * groups),
             max_length,
         }
     }
@@ -75,7 +75,8 @@ impl Demand {
         let allowed = usize::try_from(allowed).unwrap_or(usize::MAX);
         if memory.typed && allowed < self.max_length {
             let sequence = self.token_bytes * self.max_length as u64;
-            let [needed, shards, sequence, found] = [self.shard_bytes + sequence, self.shard_bytes, sequence, memory.bytes].map(display);
+            let [needed, shards, sequence, found] =
+                [self.shard_bytes.saturating_add(sequence), self.shard_bytes, sequence, memory.bytes].map(display);
             let expected =
                 format!("at least {needed}: {shards} for the shards under way, {sequence} for a sequence of {} tokens", self.max_length);
             let remedy = "raise it, or lower --shard-sequences or --max-length";
@@ -93,7 +94,7 @@ impl Demand {
         if !memory.typed || batch_tokens <= most {
             return Ok(());
         }
-        let needed = display(self.shard_bytes + self.token_bytes * batch_tokens as u64);
+        let needed = display(self.shard_bytes.saturating_add(self.token_bytes.saturating_mul(batch_tokens as u64)));
         let expected = format!("at least {needed} for batches of {batch_tokens} tokens");
         let remedy = format!("raise it, or in a new directory give --batch-tokens {most} at most");
         Err(Error::usage("--memory", expected, display(memory.bytes), remedy))

@@ -93,6 +93,7 @@ impl Config {
         if out.is_none() && !output.dry_run {
             return Err(Error::usage("--out", "the directory of the cache", "nothing", "add --out DIR, or --dry-run to write nothing"));
         }
+        out.as_deref().map_or(Ok(()), |out| corpus::expect_outside(&corpus.corpus, out))?;
         let teacher_path = teacher.teacher.filter(|path| !path.as_os_str().is_empty());
         let teacher_path = teacher_path
             .ok_or_else(|| Error::usage("--teacher", "the directory of an ONNX export, or a model file", "nothing", "add --teacher DIR"))?;

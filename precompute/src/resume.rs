@@ -1,13 +1,13 @@
 //! What a directory holds already, and whether this run may continue it.
 //!
 //! Nothing that the manifest does not list ever happened, and what it lists is believed only as far as the files are there with their
-//! sizes. So a run that was stopped or killed goes on after the last shard that is whole.
+//! sizes. So a run that was stopped or killed goes on after the last shard, and one of them that is gone is made again alone.
 
 use crate::pipeline::publish::TIMING_FILE;
 use logitcache::cache::manifest::{FileEntry, MANIFEST_FILE, Manifest, ShardEntry};
-use logitcache::cache::schema::{hidden_file_name, logits_file_name};
 use logitcache::directory_lock::{DirectoryLock, LOCK_FILE};
 use logitcache::error::{Error, Result};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -29,8 +29,53 @@ pub struct Claim {
 pub enum Decision {
     /// Every shard is there.
     Complete,
-    /// These shards are there, from 0 without gaps; the next one is to be made.
-    Continue(Vec<ShardEntry>),
+    /// Those that are not there whole are to be made, and all behind the last one.
+    Continue(Listed),
+}
+
+/// The shards that a manifest lists.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Listed {
+    /// From 0 without gaps.
+    pub shards: Vec<ShardEntry>,
+    /// The numbers of those whose files are not there with their sizes.
+    pub missing: BTreeSet<u32>,
+}
+
+impl Listed {
+    /// What is there of the shards of `manifest` in `directory`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where the file system does not tell.
+    pub fn of(directory: &Path, manifest: &Manifest) -> Result<Self> {
+        let mut missing = BTreeSet::new();
+        for shard in &manifest.shards {
+            if !is_whole(directory, shard)? {
+                missing.insert(shard.index);
+            }
+        }
+        Ok(Self { shards: manifest.shards.clone(), missing })
+    }
+
+    /// Whether the shard of that number need not be made.
+    pub fn holds(&self, index: u32) -> bool {
+        (index as usize) < self.shards.len() && !self.missing.contains(&index)
+    }
+
+    /// How many are there.
+    pub fn whole(&self) -> usize {
+        self.shards.len() - self.missing.len()
+    }
+
+    /// The first that is not there.
+    pub fn first_missing(&self) -> Option<&ShardEntry> {
+        self.shards.get(*self.missing.first()? as usize)
+    }
+
+    /// The first pass of which something is left to make, as far as the list tells.
+    pub fn first_pass(&self) -> u16 {
+        self.first_missing().or(self.shards.last()).map_or(0, |shard| shard.pass)
+    }
 }
 
 /// Whether an earlier run has begun a cache in `directory`, which need not exist. Nothing is written.
@@ -124,7 +169,14 @@ impl Claim {
             return Ok(());
         }
         let absent = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
-        for name in [VOCABULARY_FILE.to_owned(), TIMING_FILE.to_owned(), logits_file_name(0), hidden_file_name(0)] {
+        let mut names = vec![VOCABULARY_FILE.to_owned(), TIMING_FILE.to_owned()];
+        for entry in fs::read_dir(&self.directory).map_err(Error::io("list", &self.directory))? {
+            let name = entry.map_err(Error::io("list", &self.directory))?.file_name().to_string_lossy().into_owned();
+            if is_shard_file(&name) {
+                names.push(name);
+            }
+        }
+        for name in names {
             let path = self.directory.join(name);
             fs::remove_file(&path).or_else(|error| if absent(&error) { Ok(()) } else { Err(error) }).map_err(Error::io("remove", &path))?;
         }
@@ -139,13 +191,10 @@ impl Claim {
     /// # Errors
     /// [`Error::Usage`] where an earlier run has made shards with other settings, listing each with both values.
     pub fn decide(&self, asked: &Manifest) -> Result<Decision> {
-        let Some(stored) = self.begun() else { return Ok(Decision::Continue(Vec::new())) };
+        let Some(stored) = self.begun() else { return Ok(Decision::Continue(Listed::default())) };
         refuse_other_settings(&self.directory, stored, asked)?;
-        let whole = stored.shards.iter().take_while(|shard| is_whole(&self.directory, shard)).count();
-        if stored.complete && whole == stored.shards.len() {
-            return Ok(Decision::Complete);
-        }
-        Ok(Decision::Continue(stored.shards[..whole].to_vec()))
+        let listed = Listed::of(&self.directory, stored)?;
+        Ok(if stored.complete && listed.missing.is_empty() { Decision::Complete } else { Decision::Continue(listed) })
     }
 }
 
@@ -161,9 +210,25 @@ fn refuse_other_settings(directory: &Path, stored: &Manifest, asked: &Manifest) 
     Err(Error::usage("--out", expected, found, "give the same settings to continue it, or name another directory"))
 }
 
-fn is_whole(directory: &Path, shard: &ShardEntry) -> bool {
-    let has_its_size = |file: &FileEntry| fs::metadata(directory.join(&file.name)).is_ok_and(|found| found.len() == file.bytes);
-    has_its_size(&shard.logits) && shard.hidden.as_ref().is_none_or(has_its_size)
+fn is_shard_file(name: &str) -> bool {
+    let number = |kind: &str| name.strip_prefix(kind).and_then(|rest| rest.strip_suffix(".parquet"));
+    ["logits-", "hidden-"]
+        .into_iter()
+        .filter_map(number)
+        .any(|digits| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+fn is_whole(directory: &Path, shard: &ShardEntry) -> Result<bool> {
+    let has_its_size = |file: &FileEntry| {
+        let path = directory.join(&file.name);
+        match fs::metadata(&path) {
+            Ok(found) => Ok(found.len() == file.bytes),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+            // What cannot be seen may well be there.
+            Err(error) => Err(Error::io("look at", &path)(error)),
+        }
+    };
+    Ok(has_its_size(&shard.logits)? && shard.hidden.as_ref().map_or(Ok(true), has_its_size)?)
 }
 
 #[cfg(test)]
@@ -249,7 +314,7 @@ mod tests {
         assert!(!is_begun(&parent.path().join("a")).expect("nothing is there"));
         assert!(!parent.path().join("a").exists(), "to ask makes nothing");
         let claim = claim(&parent.path().join("a/b")).expect("made on the way");
-        assert_eq!(claim.decide(&manifest(&[])).expect("nothing to refuse"), Decision::Continue(vec![]));
+        assert_eq!(claim.decide(&manifest(&[])).expect("nothing to refuse"), Decision::Continue(Listed::default()));
     }
 
     #[test]
@@ -282,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn shards_are_believed_up_to_the_first_that_is_not_whole() {
+    fn shards_are_believed_where_they_are_whole() {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let mut stored = manifest(&[]);
         for _ in 0..3 {
@@ -296,9 +361,13 @@ mod tests {
         assert_eq!(decide(), Decision::Complete);
 
         fs::write(directory.path().join("logits-00001.parquet"), b"1234567").expect("a writable directory");
-        assert_eq!(decide(), Decision::Continue(stored.shards[..1].to_vec()), "cut short");
+        let missing =
+            |missing: &[u32]| Decision::Continue(Listed { shards: stored.shards.clone(), missing: missing.iter().copied().collect() });
+        assert_eq!(decide(), missing(&[1]), "cut short");
         fs::remove_file(directory.path().join("logits-00000.parquet")).expect("it is there");
-        assert_eq!(decide(), Decision::Continue(vec![]), "gone");
+        assert_eq!(decide(), missing(&[0, 1]), "gone");
+        let Decision::Continue(listed) = decide() else { panic!("not complete") };
+        assert_eq!((listed.whole(), listed.holds(0), listed.holds(2), listed.holds(3)), (1, false, true, false));
     }
 
     #[test]
@@ -322,12 +391,12 @@ mod tests {
         let directory = tempfile::tempdir().expect("a temporary directory");
         manifest(&[("text-field", 0)]).write(directory.path()).expect("a valid manifest");
         fs::create_dir(directory.path().join(TEACHER_FOLDER)).expect("a writable directory");
-        for name in ["teacher/config.json", "vocabulary.parquet", "hidden-00000.parquet"] {
+        for name in ["teacher/config.json", "vocabulary.parquet", "hidden-00000.parquet", "logits-00012.parquet"] {
             fs::write(directory.path().join(name), b"of that run").expect("a writable directory");
         }
         let asked = manifest(&[("text-field", 1)]);
         let begun = claim(directory.path()).expect("ours");
-        assert_eq!(begun.decide(&asked).expect("nothing to lose"), Decision::Continue(vec![]));
+        assert_eq!(begun.decide(&asked).expect("nothing to lose"), Decision::Continue(Listed::default()));
         begun.clear_barren().expect("a writable directory");
         let left = fs::read_dir(directory.path()).expect("it is there").map(|entry| entry.expect("listed").file_name());
         let mut left: Vec<_> = left.collect();

@@ -1,6 +1,6 @@
 //! Nothing computed is lost, and a run that was stopped cannot be told from one that was not.
 
-use crate::fixtures::{CACHES, precompute};
+use crate::fixtures::{CACHES, copy_tree, precompute};
 use e2e::{contents, finish, signal};
 use std::time::Duration;
 
@@ -51,6 +51,22 @@ fn an_interrupt_publishes_the_shard_and_says_how_to_continue() {
 fn other_arguments_on_the_same_directory_are_refused_naming_both_values() {
     precompute(&CACHES.corpus(), &CACHES.train()).args("--top-k 8").run().refused(2, &["top-k", "64", "8"]);
     precompute(&CACHES.corpus(), &CACHES.train()).args("--seed 5").run().refused(2, &["seed", "0", "5"]);
+}
+
+#[test]
+fn shards_that_are_gone_are_made_again_alone() {
+    let expected = contents(&CACHES.train(), NOT_COMPARED);
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let out = folder.path().join("cache");
+    copy_tree(&CACHES.train(), &out);
+    std::fs::remove_file(out.join("logits-00000.parquet")).expect("a shard to remove");
+    std::fs::write(out.join("hidden-00001.parquet"), b"cut short").expect("a shard to damage");
+    let kept = out.join("logits-00002.parquet");
+    let written = || kept.metadata().and_then(|found| found.modified()).expect("the third shard");
+    let before = written();
+    precompute(&CACHES.corpus(), &out).run().success();
+    compare(&expected, &contents(&out, NOT_COMPARED));
+    assert_eq!(written(), before, "a shard that was there is left alone");
 }
 
 fn compare(expected: &[(std::path::PathBuf, Vec<u8>)], found: &[(std::path::PathBuf, Vec<u8>)]) {

@@ -25,7 +25,7 @@ pub const ONNX_FILE: &str = "model.onnx";
 const TOKENIZER_FILE: &str = "tokenizer.json";
 
 /// What may lie beside `tokenizer.json` and belongs to it or to a sentence encoder.
-const TOKENIZER_COMPANIONS: [&str; 14] = [
+const TOKENIZER_COMPANIONS: [&str; 15] = [
     sentence_files::MODULES_FILE,
     sentence_files::LENGTH_FILE,
     sentence_files::COMPARISON_FILE,
@@ -37,6 +37,7 @@ const TOKENIZER_COMPANIONS: [&str; 14] = [
     "sentencepiece.bpe.model",
     "special_tokens_map.json",
     "spiece.model",
+    "tokenizer.model",
     "tokenizer_config.json",
     "vocab.json",
     "vocab.txt",

@@ -7,7 +7,7 @@ use crate::task::TeacherTask;
 use crate::window::WindowOptions;
 use logitcache::error::{Error, Result};
 use logitcache::target::{Problem, Task};
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 
 /// Checks what does not depend on the teacher.
 pub(super) fn check(corpus: &CorpusArguments) -> Result<()> {
@@ -31,6 +31,27 @@ pub(super) fn check(corpus: &CorpusArguments) -> Result<()> {
         return Err(Error::usage("--mask-smoothing", "an exponent above 0", exponent.to_string(), remedy));
     }
     at_least_one("--passes", usize::from(corpus.passes))
+}
+
+/// Refuses an `out` below a directory of the corpus: the run that goes on would find the cache's own files among the texts. Hidden folders are not read.
+pub(super) fn expect_outside(corpus: &[PathBuf], out: &Path) -> Result<()> {
+    // `out` need not exist: as far up as it does, links are followed.
+    let Ok(absolute) = std::path::absolute(out) else { return Ok(()) };
+    let resolved = absolute.ancestors().find_map(|above| Some(above.canonicalize().ok()?.join(absolute.strip_prefix(above).ok()?)));
+    let Some(resolved) = resolved else { return Ok(()) };
+    let hidden =
+        |below: &Path| below.components().any(|part| matches!(part, Component::Normal(name) if name.as_encoded_bytes().starts_with(b".")));
+    for directory in corpus {
+        let below = directory.canonicalize().ok().filter(|found| found.is_dir());
+        if let Some(below) = below.and_then(|found| resolved.strip_prefix(found).ok().map(Path::to_owned))
+            && !hidden(&below)
+        {
+            let expected = format!("a directory outside of the corpus {}", directory.display());
+            let found = format!("{}, whose files would be read as part of it", out.display());
+            return Err(Error::usage("--out", expected, found, "name a directory beside it"));
+        }
+    }
+    Ok(())
 }
 
 /// How the files are to be read. `out` is the cache's directory, where a shuffled corpus is put down; none in a dry run, which uses the

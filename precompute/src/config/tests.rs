@@ -4,6 +4,7 @@ use super::*;
 use crate::task::TeacherTask;
 use clap::Parser;
 use logitcache::target::{Pooling, Problem};
+use std::path::Path;
 
 fn check(line: &str) -> Result<Config> {
     let line = format!("precompute --teacher t --corpus c --out o {line}");
@@ -202,5 +203,24 @@ fn refusal_of_task(line: &str, task: Task) -> (String, String) {
     match error {
         Error::Usage { flag, .. } => (flag, message),
         other => panic!("not a usage error: {other}"),
+    }
+}
+
+#[test]
+fn a_cache_within_the_corpus_is_refused() {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let corpus = folder.path().join("texts");
+    std::fs::create_dir(&corpus).expect("a writable directory");
+    let config = |out: &Path| {
+        let line = ["precompute", "--teacher", "t", "--corpus"].map(std::ffi::OsString::from);
+        let paths = [corpus.as_os_str(), "--out".as_ref(), out.as_os_str()].map(ToOwned::to_owned);
+        Config::check(Arguments::try_parse_from(line.into_iter().chain(paths)).expect("a line"), 2)
+    };
+    for out in ["", "cache", "a/b/../cache"] {
+        let (_, message) = refusal(config(&corpus.join(out)));
+        assert!(message.contains("--out") && message.contains("texts"), "{message}");
+    }
+    for out in ["texts/.cache", "texts-cache", "cache"] {
+        config(&folder.path().join(out)).expect("outside of what is read");
     }
 }

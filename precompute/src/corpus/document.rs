@@ -62,3 +62,14 @@ pub struct Document {
     /// The answer, where the corpus has it.
     pub gold: Gold,
 }
+
+impl Document {
+    /// Bytes of its texts.
+    pub fn bytes(&self) -> usize {
+        let text = match &self.text {
+            Text::Whole(text) => text.len(),
+            Text::Words(words) => words.iter().map(String::len).sum(),
+        };
+        text + self.pair.as_ref().map_or(0, String::len)
+    }
+}

@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 /// The extensions that are read, for messages.
 pub const READABLE: &str = "text (.txt, .text, .raw, .tokens, .smi, .smiles), JSON lines (.jsonl, .ndjson), tables (.csv, .tsv, .tab) or \
@@ -69,10 +70,31 @@ pub struct CorpusFile {
     pub path: Arc<Path>,
     /// Its size on disk, before decompression.
     pub bytes: u64,
+    /// When it was last written, where the file system tells.
+    pub modified: Option<SystemTime>,
     /// What its name, or a flag, says about its content.
     pub format: Format,
     /// What its name says about its compression.
     pub compression: Compression,
+}
+
+impl CorpusFile {
+    /// Refuses a file that was written since it was listed: what was read of it is not what was hashed, or not what the next pass would read.
+    ///
+    /// # Errors
+    /// [`Error::Data`]; [`Error::Io`] where it is gone.
+    pub fn expect_unchanged(&self) -> Result<()> {
+        let now = self.path.metadata().map_err(Error::io("look at", &self.path))?;
+        if now.len() == self.bytes && now.modified().ok() == self.modified {
+            return Ok(());
+        }
+        let found = match now.len() {
+            bytes if bytes == self.bytes => "written again meanwhile".to_owned(),
+            bytes => format!("{bytes} bytes"),
+        };
+        let remedy = "let nobody write to the corpus during a run; begin again in another directory";
+        Err(Error::data(&self.path, "file", format!("the {} bytes it had when the run began", self.bytes), found, remedy))
+    }
 }
 
 /// Lists the files of `paths`: each path in the order given, a directory's files depth first in the byte order of their names. Hidden
@@ -147,7 +169,7 @@ impl Listing {
         }
         self.visit(path)?;
         let (format, compression) = from_name(path, self.format)?;
-        self.files.push(CorpusFile { path: path.into(), bytes: metadata.len(), format, compression });
+        self.files.push(CorpusFile { path: path.into(), bytes: metadata.len(), modified: metadata.modified().ok(), format, compression });
         Ok(())
     }
 

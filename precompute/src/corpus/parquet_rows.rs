@@ -10,6 +10,7 @@ use arrow_array::types::{
 };
 use arrow_array::{Array, RecordBatch};
 use arrow_schema::DataType;
+use logitcache::cache::guard::guarded;
 use logitcache::error::{Error, Result};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
@@ -60,7 +61,7 @@ impl ParquetRecords {
         let file = File::open(path).map_err(Error::io("open", path))?;
         // Without the writer's Arrow schema a text is a text, whether or not it was a dictionary or a view in the writer's memory.
         let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
-        let builder = ParquetRecordBatchReaderBuilder::try_new_with_options(file, options);
+        let builder = guarded(|| ParquetRecordBatchReaderBuilder::try_new_with_options(file, options));
         let builder = builder.map_err(Error::library("read the schema of the Parquet file", path))?;
         let schema = Arc::clone(builder.schema());
         let names: Vec<String> = schema.fields().iter().map(|field| field.name().clone()).collect();
@@ -79,7 +80,7 @@ impl ParquetRecords {
         let places = chosen.iter().filter_map(|column| read.binary_search(column).ok()).collect();
         let mask = ProjectionMask::roots(builder.parquet_schema(), read);
         let all_rows = u64::try_from(builder.metadata().file_metadata().num_rows()).unwrap_or(0);
-        let reader = builder.with_projection(mask).with_batch_size(BATCH_ROWS).build();
+        let reader = guarded(|| builder.with_projection(mask).with_batch_size(BATCH_ROWS).build());
         let reader = reader.map_err(Error::library("read the columns of the Parquet file", path))?;
         let progress = Progress { told: 0, bytes, bytes_read: Arc::clone(bytes_read) };
         Ok(Self { path: Arc::clone(path), reader, places, batch: None, next_in_batch: 0, rows: 0, all_rows, progress })
@@ -88,8 +89,9 @@ impl ParquetRecords {
     fn next_batch(&mut self) -> Result<bool> {
         self.progress.tell(self.rows, self.all_rows);
         (self.batch, self.next_in_batch) = (None, 0);
-        for batch in self.reader.by_ref() {
-            let batch = batch.map_err(Error::library(format!("decode the rows from {} on of", self.rows + 1), &self.path))?;
+        while let Some(batch) = guarded(|| Ok(self.reader.next().transpose()?))
+            .map_err(Error::library(format!("decode the rows from {} on of", self.rows + 1), &self.path))?
+        {
             if batch.num_rows() > 0 {
                 self.batch = Some(batch);
                 return Ok(true);

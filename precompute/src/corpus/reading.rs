@@ -59,6 +59,7 @@ impl Reading {
             let document = match records.next()? {
                 Step::End => {
                     self.current = None;
+                    self.corpus.files[self.next_file - 1].expect_unchanged()?;
                     continue;
                 }
                 Step::Row(row) => document(self.next_id, path, row, &self.fields, &self.corpus.options),

@@ -219,3 +219,19 @@ mod in_every_format {
         }
     }
 }
+
+#[test]
+fn a_file_that_is_written_while_it_is_read_is_an_error() {
+    let (root, corpus) = corpus(&[("a.txt", b"one\ntwo\n"), ("b.txt", b"three\n")]);
+    assert_eq!(corpus.documents().collect::<Result<Vec<_>>>().unwrap().len(), 3);
+    let path = root.path().join("a.txt");
+    fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"four\n").unwrap();
+    let error = corpus.documents().find_map(|document| document.err()).unwrap().to_string();
+    assert!(error.contains("a.txt") && error.contains("the 8 bytes") && error.contains("found 13 bytes"), "{error}");
+    // Of the same size, at another time.
+    fs::write(&path, b"One\nTwo\n").unwrap();
+    let later = std::time::SystemTime::now() + std::time::Duration::from_secs(9);
+    fs::File::options().write(true).open(&path).unwrap().set_modified(later).unwrap();
+    let error = corpus.documents().find_map(|document| document.err()).unwrap().to_string();
+    assert!(error.contains("written again"), "{error}");
+}

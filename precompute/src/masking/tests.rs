@@ -9,7 +9,7 @@ const MASK: u32 = 4;
 const HOLE: u32 = 199;
 
 fn special() -> SpecialTokens {
-    SpecialTokens { mask: Some(MASK), pad: Some(0), end: None, unknown: Some(1), all: vec![0, 1, 2, 3, 4] }
+    SpecialTokens { mask: Some(MASK), pad: Some(0), end: None, unknown: Some(1), all: vec![0, 1, 2, 3, 4], beside: vec![] }
 }
 
 fn masking(probability: f64, whole_word: bool, seed: u64) -> Masking {

@@ -140,8 +140,15 @@ impl Inputs {
     fn settings(&self, config: &Config, batch_tokens: usize, spec: &TargetSpec) -> BTreeMap<String, Value> {
         let (special, vocabulary) = (self.source.tokenizer.special(), self.source.tokenizer.vocabulary());
         let token = |id: u32| vocabulary.get(id as usize).map_or("none", String::as_str);
-        let special = [("mask", special.mask), ("pad", special.pad), ("unknown", special.unknown)];
-        let special: BTreeMap<&str, &str> = special.into_iter().map(|(name, id)| (name, id.map_or("none", token))).collect();
+        let named = [("mask", special.mask), ("pad", special.pad), ("unknown", special.unknown)];
+        let mut named: BTreeMap<&str, Value> = named.into_iter().map(|(name, id)| (name, json!(id.map_or("none", token)))).collect();
+        // Where files beside the tokenizer, of which its fingerprint tells nothing, change what is masked, asked about, or put between packed documents.
+        if !special.beside.is_empty() {
+            named.insert("beside", special.beside.iter().map(|id| token(*id)).collect());
+        }
+        if let Some(end) = special.end.filter(|_| config.windows.pack) {
+            named.insert("end", json!(token(end)));
+        }
         let hidden: BTreeMap<String, &String> = self.hidden_tensors.iter().map(|(layer, name)| (layer.to_string(), name)).collect();
         let usual_minimum = if self.source.task.task == Task::MaskedLm { DEFAULT_MIN_TOKENS } else { 0 };
         let pairs = [
@@ -163,7 +170,7 @@ impl Inputs {
             (BATCH_TOKENS, json!(batch_tokens)),
             ("provider", json!(config.provider)),
             ("onnxruntime", json!(self.runtime.version)),
-            ("special-tokens", json!(special)),
+            ("special-tokens", json!(named)),
         ];
         let task = &self.source.task;
         let mut settings: BTreeMap<String, Value> =

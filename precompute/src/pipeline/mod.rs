@@ -23,7 +23,7 @@ pub mod summary;
 use crate::config::Config;
 use crate::config::by_task::DEFAULT_TOP_K;
 use crate::progress::{Position, Progress};
-use crate::resume::{Claim, Decision, TEACHER_FOLDER, VOCABULARY_FILE, claim, is_begun};
+use crate::resume::{Claim, Decision, Listed, TEACHER_FOLDER, VOCABULARY_FILE, claim, is_begun};
 use crate::teacher::{Prepared, Reduction, Teacher};
 use ask::Asker;
 use inputs::{ContentDigests, Inputs, SessionFacts};
@@ -76,7 +76,7 @@ pub fn run(config: &Config, directory: &Path, stop: &Stop, progress: &mut Progre
     let kept = claim.begun().and_then(sizing::kept);
     let (batch_tokens, _) = sizing.decide(&mut asker, &demand, kept, progress)?;
     let asked = inputs.manifest(config, batch_tokens, spec.clone(), asker.teacher.summary().clone(), &content)?;
-    let Decision::Continue(shards) = claim.decide(&asked)? else {
+    let Decision::Continue(listed) = claim.decide(&asked)? else {
         // Another run has made it since this one first looked.
         return Err(Error::usage(
             "--out",
@@ -86,12 +86,12 @@ pub fn run(config: &Config, directory: &Path, stop: &Stop, progress: &mut Progre
         ));
     };
     claim.clear_barren()?;
-    tell_what_is_kept(&claim, shards.len(), progress);
-    let manifest = Manifest { shards, ..asked };
+    tell_what_is_kept(&claim, &listed, progress);
+    let manifest = Manifest { shards: listed.shards.clone(), ..asked };
     publish_companions(directory, &inputs)?;
     manifest.write(directory)?;
     let run = Run { config, inputs: &inputs, batch_tokens, directory, pool: &pool, stop };
-    let manifest = run.make_shards(manifest, asker, progress)?;
+    let manifest = run.make_shards(manifest, &listed, asker, progress)?;
     progress.end();
     Ok(Summary { directory: directory.to_owned(), manifest, timing: Timing::read(directory), reused: false })
 }
@@ -153,13 +153,16 @@ fn complete_already(config: &Config, inputs: &Inputs, content: &ContentDigests, 
     Ok(Some(Summary { directory: directory.to_owned(), manifest: stored.clone(), timing: Timing::read(directory), reused: true }))
 }
 
-fn tell_what_is_kept(claim: &Claim, kept: usize, progress: &Progress) {
-    let Some(stored) = claim.stored().filter(|stored| !stored.shards.is_empty()) else { return };
-    let lost = stored.shards.len() - kept;
-    if lost > 0 {
-        let first = &stored.shards[kept].logits.name;
-        progress.note(&format!("{first} or its hidden states are not there whole: {lost} listed shards are made again"));
+fn tell_what_is_kept(claim: &Claim, listed: &Listed, progress: &Progress) {
+    if listed.shards.is_empty() {
+        return;
     }
+    if let Some(first) = listed.first_missing() {
+        let count = listed.missing.len();
+        let again = if count == 1 { "this shard is made again".to_owned() } else { format!("{count} listed shards are made again") };
+        progress.note(&format!("{} or its hidden states are not there whole: {again}", first.logits.name));
+    }
+    let kept = listed.whole();
     let shards = if kept == 1 { "1 complete shard".to_owned() } else { format!("{kept} complete shards") };
     progress.note(&format!("continuing after {shards} in {}", claim.directory().display()));
 }
@@ -213,11 +216,10 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Makes every shard after those that `manifest` lists; returns the complete manifest, which is then on disk.
-    fn make_shards(&self, manifest: Manifest, mut asker: Asker<'_>, progress: &mut Progress) -> Result<Manifest> {
-        let done = manifest.shards.clone();
+    /// Makes every shard that `listed` does not hold; returns the complete manifest, which is then on disk.
+    fn make_shards(&self, manifest: Manifest, listed: &Listed, mut asker: Asker<'_>, progress: &mut Progress) -> Result<Manifest> {
         let earlier = Timing::read(self.directory);
-        let earlier = if done.is_empty() { Timing::default() } else { earlier };
+        let earlier = if listed.whole() == 0 { Timing::default() } else { earlier };
         let started = Instant::now();
         // What was asked to find the size of batches is no part of the run.
         asker.teacher_time = Duration::ZERO;
@@ -228,7 +230,7 @@ impl Run<'_> {
             let producer = scope.spawn(|| {
                 // Moved in, so that the channel closes when the thread ends.
                 let work_sender = work_sender;
-                produce::produce(self.config, &self.inputs.source, self.batch_tokens, &done, self.pool, self.stop, &work_sender);
+                produce::produce(self.config, &self.inputs.source, self.batch_tokens, listed, self.pool, self.stop, &work_sender);
             });
             let threads = publish::encoding_threads(self.config);
             let publisher = scope.spawn(move || publish::publish(self.directory, manifest, earlier, started, threads, answers));
@@ -306,7 +308,7 @@ impl Run<'_> {
                 Ok(manifest)
             }
             Ended::Stopped(signal) => {
-                let (shards, directory) = (manifest.shards.len(), self.directory.display());
+                let (shards, directory) = (Listed::of(self.directory, &manifest)?.whole(), self.directory.display());
                 let advice = format!("complete shards in {directory}: {shards}; the same command continues after them");
                 Err(Error::Interrupted { signal, advice })
             }

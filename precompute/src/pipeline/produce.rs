@@ -6,9 +6,9 @@ use super::stop::Stop;
 use crate::batch::{BatchPlan, pad, plan};
 use crate::config::Config;
 use crate::corpus::{Document, Documents};
+use crate::resume::Listed;
 use crate::teacher::TeacherBatch;
 use crate::window::{Sequence, WindowCounts, WindowRules, Windows};
-use logitcache::cache::manifest::ShardEntry;
 use logitcache::error::{Error, Result};
 use logitcache::target::Task;
 use rayon::ThreadPool;
@@ -17,6 +17,9 @@ use std::sync::mpsc::SyncSender;
 
 /// Documents tokenised together: enough to keep every thread busy, few enough to be forgotten soon.
 const CHUNK_DOCUMENTS: usize = 256;
+
+/// Bytes of text after which no more documents are added to those tokenised together: whole books are as large as thousands of lines.
+const CHUNK_BYTES: usize = 4 << 20;
 
 /// A shard's questions.
 #[derive(Debug)]
@@ -51,7 +54,7 @@ pub enum Produced {
     End(PassCounts),
 }
 
-/// Sends every shard from the one after `done`, in batches of at most `batch_tokens`, then the end. Returns early where the receiver is gone or the run is asked to stop.
+/// Sends every shard that `listed` does not hold, in batches of at most `batch_tokens`, then the end. Returns early where the receiver is gone or the run is asked to stop.
 ///
 /// # Errors
 /// Those of the corpus, the tokenizer and the masking; sent, so that they are seen after the shards before them.
@@ -59,13 +62,13 @@ pub fn produce(
     config: &Config,
     source: &Source,
     batch_tokens: usize,
-    done: &[ShardEntry],
+    listed: &Listed,
     pool: &ThreadPool,
     stop: &Stop,
     sender: &SyncSender<Result<Produced>>,
 ) {
     let producer = Producer { config, source, batch_tokens, pool, stop };
-    if let Err(error) = producer.run(done, sender) {
+    if let Err(error) = producer.run(listed, sender) {
         // A receiver that is gone has met an error of its own, which came first.
         let _ = sender.send(Err(error));
     }
@@ -149,9 +152,12 @@ pub fn windows(config: &Config, source: &Source) -> Result<Windows> {
 /// The next documents, and for each the share of the corpus read when it was there.
 fn next_chunk(documents: &mut Documents) -> Result<(Vec<Document>, Vec<f64>)> {
     let (mut chunk, mut shares) = (Vec::with_capacity(CHUNK_DOCUMENTS), Vec::with_capacity(CHUNK_DOCUMENTS));
-    while chunk.len() < CHUNK_DOCUMENTS {
+    let mut bytes = 0;
+    while chunk.len() < CHUNK_DOCUMENTS && bytes < CHUNK_BYTES {
         let Some(document) = documents.next() else { break };
-        chunk.push(document?);
+        let document = document?;
+        bytes += document.bytes();
+        chunk.push(document);
         shares.push(documents.share());
     }
     Ok((chunk, shares))
@@ -166,20 +172,20 @@ struct Producer<'a> {
 }
 
 impl Producer<'_> {
-    fn run(&self, done: &[ShardEntry], sender: &SyncSender<Result<Produced>>) -> Result<()> {
+    fn run(&self, listed: &Listed, sender: &SyncSender<Result<Produced>>) -> Result<()> {
         let questioner = Questioner::new(self.config, self.source, self.pool, self.stop)?;
-        let first_pass = done.last().map_or(0, |shard| shard.pass);
+        let first_pass = listed.first_pass();
         // The passes before it are complete, so they need not be read again.
-        let mut index = done.iter().take_while(|shard| shard.pass < first_pass).count() as u32;
+        let mut index = listed.shards.iter().take_while(|shard| shard.pass < first_pass).count() as u32;
         for pass in first_pass..self.config.passes {
-            let mut group = Vec::with_capacity(self.config.shard_sequences);
+            let mut group = Vec::new();
             let mut share_read = 0.0;
             let mut share_before = self.share(pass, 0.0);
             let mut send_group = |group: Vec<Sequence>, read: f64| {
                 let share = [share_before, self.share(pass, read)];
                 share_before = share[1];
                 index += 1;
-                if index as usize <= done.len() {
+                if listed.holds(index - 1) {
                     return true;
                 }
                 sender.send(Ok(Produced::Shard(self.shard(index - 1, pass, group, share, &questioner)))).is_ok()

@@ -90,7 +90,10 @@ pub fn publish(
         let mut entry = write_shard(directory, answer.index, &manifest.spec, &manifest.fingerprints, &answer.records, threads)?;
         entry.padded_tokens = answer.padded_tokens;
         tokens += entry.tokens;
-        manifest.shards.push(entry);
+        match manifest.shards.get_mut(entry.index as usize) {
+            Some(listed) => *listed = entry,
+            None => manifest.shards.push(entry),
+        }
         manifest.write(directory)?;
         earlier.with_run(started.elapsed().as_secs_f64(), teacher_seconds, tokens).write(directory)?;
     }

@@ -90,7 +90,7 @@ impl Sizing<'_> {
     fn first_shard(&self) -> Result<Vec<Question>> {
         let config = Config { mask_smoothing: None, ..self.config.clone() };
         let questioner = Questioner::new(&config, self.source, self.pool, self.stop)?;
-        let mut questions = Vec::with_capacity(config.shard_sequences);
+        let mut questions = Vec::new();
         read_pass(&config, self.source, self.pool, self.stop, |sequence, _| {
             questions.push(questioner.ask(0, sequence));
             questions.len() < config.shard_sequences

@@ -3,6 +3,7 @@
 use logitcache::error::{Error, Result};
 use logitcache::target::Task;
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::path::Path;
 use tokenizers::Tokenizer;
 
@@ -25,6 +26,8 @@ pub struct SpecialTokens {
     pub unknown: Option<u32>,
     /// Every special id, ascending: those four, the frame's, and all others that the tokenizer marks.
     pub all: Vec<u32>,
+    /// Of these, what the files beside the tokenizer name and nothing in it tells, ascending.
+    pub beside: Vec<u32>,
 }
 
 impl SpecialTokens {
@@ -63,11 +66,13 @@ impl SpecialTokens {
             .or_else(|| unknown_of_model(json))
             .and_then(|name| tokenizer.token_to_id(&name))
             .or_else(|| ["[UNK]", "<unk>"].iter().find_map(|name| tokenizer.token_to_id(name)));
-        let mut special = Self { mask, pad, end, unknown, all: Vec::new() };
+        let mut special = Self { mask, pad, end, unknown, all: Vec::new(), beside: Vec::new() };
         let marked = tokenizer.get_added_tokens_decoder().into_iter().filter(|(_, token)| token.special).map(|(id, _)| id);
+        special.add(mask.into_iter().chain(pad).chain(unknown).chain(marked));
         let listed = naming.iter().flat_map(|value| OTHER_KEYS.iter().flat_map(|key| texts(&value[*key])));
-        let listed: Vec<u32> = listed.filter_map(|name| tokenizer.token_to_id(&name)).collect();
-        special.add(mask.into_iter().chain(pad).chain(unknown).chain(marked).chain(listed));
+        let listed = listed.filter_map(|name| tokenizer.token_to_id(&name)).filter(|id| !special.contains(*id));
+        special.beside = listed.collect::<BTreeSet<u32>>().into_iter().collect();
+        special.add(special.beside.clone());
         Ok(special)
     }
 }
@@ -146,7 +151,10 @@ mod tests {
     #[test]
     fn usual_names_are_taken_where_nothing_is_said() {
         let special = find(&[]).unwrap();
-        assert_eq!(special, SpecialTokens { mask: Some(1), pad: Some(5), end: None, unknown: Some(3), all: vec![1, 3, 5, 7] });
+        assert_eq!(
+            special,
+            SpecialTokens { mask: Some(1), pad: Some(5), end: None, unknown: Some(3), all: vec![1, 3, 5, 7], beside: vec![] }
+        );
         assert!(special.contains(7) && !special.contains(2));
     }
 
@@ -155,7 +163,10 @@ mod tests {
         let config = r#"{"mask_token":{"content":"hole","lstrip":true},"additional_special_tokens":["end",{"content":"absent"}]}"#;
         let map = r#"{"mask_token":"[MASK]","pad_token":"blank"}"#;
         let special = find(&[("tokenizer_config.json", config), ("special_tokens_map.json", map)]).unwrap();
-        assert_eq!(special, SpecialTokens { mask: Some(0), pad: Some(2), end: None, unknown: Some(3), all: vec![0, 2, 3, 6, 7] });
+        assert_eq!(
+            special,
+            SpecialTokens { mask: Some(0), pad: Some(2), end: None, unknown: Some(3), all: vec![0, 2, 3, 6, 7], beside: vec![6] }
+        );
     }
 
     #[test]

@@ -19,7 +19,7 @@ fn pair_frame() -> PairFrame {
 }
 
 fn special() -> SpecialTokens {
-    SpecialTokens { mask: Some(4), pad: Some(0), end: Some(5), unknown: Some(UNKNOWN), all: vec![0, 1, 2, 3, 4, 5] }
+    SpecialTokens { mask: Some(4), pad: Some(0), end: Some(5), unknown: Some(UNKNOWN), all: vec![0, 1, 2, 3, 4, 5], beside: vec![] }
 }
 
 fn classifier(task: Task, problem: Option<Problem>) -> TeacherTask {

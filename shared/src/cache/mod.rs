@@ -64,7 +64,7 @@
 
 mod decode;
 mod encode;
-mod guard;
+pub mod guard;
 mod in_order;
 pub mod manifest;
 mod parquet_file;

@@ -32,7 +32,8 @@ const KEY_SPEC: &str = "logitcache.spec";
 const KEY_FINGERPRINTS: &str = "logitcache.fingerprints";
 const KEY_COLUMNS: &str = "logitcache.columns";
 
-pub(super) const RESTORE: &str = "restore the file from a copy, or let precompute write the cache again";
+pub(super) const RESTORE: &str =
+    "restore the file from a copy, or remove it and give precompute its command again, which makes this shard alone";
 
 const LOGITS_COLUMNS: &str = "One row per sequence and pass. input_ids are as the teacher saw them. labels are the gold answers, -100 where there is \
     none: the original ids where masked, the next tokens, the classes of tokens, or one class of the sequence; label_values are gold numbers. \

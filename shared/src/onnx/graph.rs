@@ -50,36 +50,41 @@ impl<'a> Graph<'a> {
 
     /// The constant of that name: an initialiser, or the value of a `Constant` node, seen through `Identity` nodes.
     pub fn constant(&self, tensor: &str) -> Option<&'a TensorProto> {
-        if let Some(initializer) = self.initializer(tensor) {
+        let original = self.followed(tensor, |node| (node.op_type == "Identity").then(|| node.inputs.first().map(String::as_str))?);
+        if let Some(initializer) = self.initializer(original) {
             return Some(initializer);
         }
-        let (_, node) = self.producer(tensor)?;
-        match node.op_type.as_str() {
-            "Constant" => node.attributes.iter().find(|attribute| attribute.name == "value")?.tensor.as_ref(),
-            "Identity" => self.constant(node.inputs.first()?),
-            _ => None,
-        }
+        let (_, node) = self.producer(original).filter(|(_, node)| node.op_type == "Constant")?;
+        node.attributes.iter().find(|attribute| attribute.name == "value")?.tensor.as_ref()
     }
 
-    /// The constant whose values `tensor` has, as they are, converted or quantised: for its shape and for whether there is one.
-    pub fn stored(&self, tensor: &str) -> Option<&'a TensorProto> {
-        self.constant(tensor).or_else(|| {
-            let (_, node) = self.producer(tensor)?;
-            matches!(node.op_type.as_str(), "DequantizeLinear" | "Cast").then(|| self.stored(node.inputs.first()?))?
-        })
-    }
-
-    /// The tensor that `tensor` is a copy of: seen through `Identity`, `Cast` and `Dropout` nodes, and through a quantisation that is undone at once.
-    pub fn origin(&self, tensor: &'a str) -> &'a str {
+    /// Where `tensor` comes from, as long as `step` names an input of the node that makes it. A damaged file may lead in a circle; the walk then
+    /// ends somewhere on it.
+    fn followed<'t>(&self, tensor: &'t str, step: impl Fn(&'a NodeProto) -> Option<&'a str>) -> &'t str
+    where
+        'a: 't,
+    {
         let mut tensor = tensor;
-        while let Some(input) = self.copied(tensor) {
+        for _ in 0..self.message.nodes.len() {
+            let Some(input) = self.producer(tensor).and_then(|(_, node)| step(node)) else { break };
             tensor = input;
         }
         tensor
     }
 
-    fn copied(&self, tensor: &str) -> Option<&'a str> {
-        let (_, node) = self.producer(tensor)?;
+    /// The constant whose values `tensor` has, as they are, converted or quantised: for its shape and for whether there is one.
+    pub fn stored(&self, tensor: &str) -> Option<&'a TensorProto> {
+        let through =
+            |node: &'a NodeProto| matches!(node.op_type.as_str(), "DequantizeLinear" | "Cast" | "Identity").then(|| node.inputs.first());
+        self.constant(self.followed(tensor, |node| through(node)?.map(String::as_str)))
+    }
+
+    /// The tensor that `tensor` is a copy of: seen through `Identity`, `Cast` and `Dropout` nodes, and through a quantisation that is undone at once.
+    pub fn origin(&self, tensor: &'a str) -> &'a str {
+        self.followed(tensor, |node| self.copied(node))
+    }
+
+    fn copied(&self, node: &'a NodeProto) -> Option<&'a str> {
         let input = node.inputs.first()?;
         match node.op_type.as_str() {
             "Identity" | "Cast" | "Dropout" => Some(input),
@@ -139,6 +144,16 @@ pub(super) mod tests {
         let graph = Graph::new(&message);
         assert!(graph.depends_on("d", "a") && graph.depends_on("d", "x") && graph.depends_on("b", "c1"));
         assert!(!graph.depends_on("e", "a") && !graph.depends_on("a", "d") && !graph.depends_on("a", "a"));
+    }
+
+    #[test]
+    fn a_circle_is_no_way_without_end() {
+        let message = parse("Identity: x -> x\nCast: b -> a\nIdentity: a -> b");
+        let graph = Graph::new(&message);
+        for name in ["x", "a", "b"] {
+            assert!(graph.constant(name).is_none() && graph.stored(name).is_none());
+            assert!(["x", "a", "b"].contains(&graph.origin(name)));
+        }
     }
 
     #[test]

@@ -124,7 +124,7 @@ pub struct ObjectiveArguments {
     /// embedding-cos and embedding-mse (a sentence encoder's vectors). Options: tail=ghost, zero,
     /// renormalised-teacher, renormalised-both or uniform (ids that are not stored); schedule=constant, linear or wsd, with end, warmup, decay
     /// [default: ce=5,mlm=2,cos=1 of a masked language model, ce=1,gold=0.5 of classes and next tokens, logit-mse=1,gold=0.5 of numbers,
-    /// embedding-cos=1 of vectors, with embedding-mse=1 where their length is not 1]
+    /// embedding-cos=1 of vectors, with embedding-mse=1 where their length is not 1; no gold where the cache holds no answer]
     #[arg(long, value_name = "PARTS")]
     pub loss: Option<String>,
     /// Which hidden states cos and hidden-mse compare, each a mean over the pairs: a list of STUDENT:TEACHER, such as 3:6,6:12 (0 is the embedding
@@ -211,7 +211,7 @@ pub struct MachineArguments {
     pub threads: Option<usize>,
     /// Where steps and evaluations run: cpu, or cuda, the first GPU, or cuda:1, the second and so on, for which the program must be built with
     /// --features train/cuda. A GPU trains every family and loss, with --full-vocabulary-every 1 alone; what it drops by --dropout is not what a
-    /// processor drops. It has not been run on a GPU yet
+    /// processor drops
     #[arg(long, value_name = "NAME", default_value = "cpu")]
     pub device: String,
     /// Steps between two lines of the log

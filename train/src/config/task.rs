@@ -18,16 +18,16 @@ pub(super) fn pooling_name(pooling: Pooling) -> &'static str {
     POOLINGS.into_iter().find(|(found, _)| *found == pooling).map_or("mean", |(_, name)| name)
 }
 
-/// The loss: what was typed, or the task's default.
+/// The loss: what was typed, or the task's default for what the cache holds.
 ///
 /// # Errors
 /// [`Error::Usage`] for a part that the task does not have, and for gold answers typed where the cache holds none.
 pub(super) fn objective(typed: Option<Objective>, cache: &Cache) -> Result<Objective> {
     let (task, problem) = (cache.spec().task(), cache.spec().problem());
-    let Some(objective) = typed else { return default_loss(task, problem, cache.manifest().teacher.normalized).parse() };
+    let answered = cache.spec().has_label_values() || cache.manifest().shards.iter().any(|shard| shard.masked > 0);
+    let Some(objective) = typed else { return default_loss(task, problem, cache.manifest().teacher.normalized, answered).parse() };
     check_loss(&objective, task, problem)?;
-    let answers: u64 = cache.manifest().shards.iter().map(|shard| shard.masked).sum();
-    if objective.parts().any(|part| part == Part::Gold) && answers == 0 && !cache.spec().has_label_values() {
+    if objective.has(Part::Gold) && !answered {
         let remedy = "leave gold out, or let precompute write the cache again with --label-field";
         return Err(Error::usage("--loss", "parts that the cache can teach: it holds no gold answer", "gold", remedy));
     }

@@ -62,11 +62,16 @@ impl GoldNatsTally {
         let mean = self.student / self.positions as f64;
         (self.positions > 0).then(|| GoldNats {
             student_gold_nats: mean,
-            student_perplexity: mean.exp(),
+            student_perplexity: perplexity(mean),
             teacher_gold_positions: self.stored,
             teacher_gold_nats: there(self.teacher),
-            teacher_perplexity: there(self.teacher).map(f64::exp),
-            student_perplexity_there: there(self.student_there).map(f64::exp),
+            teacher_perplexity: there(self.teacher).map(perplexity),
+            student_perplexity_there: there(self.student_there).map(perplexity),
         })
     }
+}
+
+/// The exponential of a mean of nats, at most the largest that a double holds: JSON, which checkpoints are told in, has no infinity.
+fn perplexity(nats: f64) -> f64 {
+    nats.exp().min(f64::MAX)
 }

@@ -11,8 +11,8 @@ use logitcache::target::{TargetSpec, Task};
 /// Tokens of a batch at most.
 const BATCH_TOKENS: u64 = 2048;
 
-/// Tokens of the batches that are read at once: the longest sequence that a record can hold.
-const TOKENS_READ_AT_ONCE: u64 = 1 << 16;
+/// The longest sequence that a record can hold.
+const LONGEST_SEQUENCE: u64 = 1 << 16;
 
 /// Logits of a batch, where every token is asked: 64 MB.
 const BATCH_LOGITS: u64 = 1 << 24;
@@ -40,7 +40,9 @@ pub fn for_each_batch(
     let targets = Targets::new(cache.spec(), 1.0, true, None)?;
     let rows = RowStream::new(cache, &[], selection, Order::Stored)?;
     let tokens = batch_tokens(cache.spec());
-    for step in Prefetch::new(Steps::new(rows, targets, tokens, TOKENS_READ_AT_ONCE.div_ceil(tokens))) {
+    // What is read at once takes the longest sequence, and no more: with many logits stored of each token, more would be gigabytes.
+    let longest = cache.manifest().settings.get("max-length").and_then(serde_json::Value::as_u64).unwrap_or(LONGEST_SEQUENCE);
+    for step in Prefetch::new(Steps::new(rows, targets, tokens, longest.div_ceil(tokens).max(1))) {
         for batch in step?.micro_batches {
             let computed = match cache.spec().task() {
                 Task::SentenceEmbedding => student.embeddings(&batch),

@@ -5,14 +5,16 @@ use logitcache::error::{Error, Result};
 use logitcache::target::{Problem, Task};
 
 /// What a student is taught where nothing is said: the teacher's answers, and beside them the gold ones of the corpus where there are any.
-/// `normalized`: whether vectors have length 1, so that their direction is all there is.
-pub fn default_loss(task: Task, problem: Option<Problem>, normalized: bool) -> &'static str {
+/// `normalized`: whether vectors have length 1, so that their direction is all there is. `answered`: whether there are gold answers.
+pub fn default_loss(task: Task, problem: Option<Problem>, normalized: bool, answered: bool) -> &'static str {
     match (task, problem) {
         (Task::MaskedLm, _) => "ce=5,mlm=2,cos=1",
-        (_, Some(Problem::Regression)) => "logit-mse=1,gold=0.5",
+        (_, Some(Problem::Regression)) if answered => "logit-mse=1,gold=0.5",
+        (_, Some(Problem::Regression)) => "logit-mse=1",
         (Task::SentenceEmbedding, _) if normalized => "embedding-cos=1",
         (Task::SentenceEmbedding, _) => "embedding-cos=1,embedding-mse=1",
-        _ => "ce=1,gold=0.5",
+        _ if answered => "ce=1,gold=0.5",
+        _ => "ce=1",
     }
 }
 
@@ -56,14 +58,15 @@ mod tests {
         let problems = [None, Some(Problem::SingleLabel), Some(Problem::MultiLabel), Some(Problem::Regression)];
         for task in Task::ALL {
             for problem in problems.into_iter().filter(|problem| problem.is_some() == (task == Task::SequenceClassification)) {
-                for normalized in [false, true] {
-                    let objective: Objective = default_loss(task, problem, normalized).parse().unwrap();
+                for (normalized, answered) in [(false, false), (false, true), (true, false), (true, true)] {
+                    let objective: Objective = default_loss(task, problem, normalized, answered).parse().unwrap();
+                    assert!(answered || !objective.has(Part::Gold), "{task} has gold answers without any");
                     check_loss(&objective, task, problem).unwrap();
                     assert!(Part::ALL.into_iter().any(|part| !has(part, task, problem)), "{task} has every part");
                 }
             }
         }
-        assert_eq!(default_loss(Task::MaskedLm, None, false).parse::<Objective>().unwrap(), Objective::default());
+        assert_eq!(default_loss(Task::MaskedLm, None, false, false).parse::<Objective>().unwrap(), Objective::default());
     }
 
     #[test]

@@ -70,7 +70,8 @@ impl TeacherShape {
         let (_, hidden) = matrix(Role::Layer(0, LayerPart::Query))?;
         let (between, _) = matrix(Role::Layer(0, LayerPart::Widen))?;
         let query = |layer: &usize| file.contains(&tensor_name(file, family, Role::Layer(*layer, LayerPart::Query), false));
-        let types = file.shape(&tensor_name(file, family, Role::TokenTypeEmbeddings, false)).map_or(0, |shape| shape[0]);
+        let types =
+            file.shape(&tensor_name(file, family, Role::TokenTypeEmbeddings, false)).and_then(|shape| shape.first().copied()).unwrap_or(0);
         let beside = file.path().parent().map(|folder| folder.join("config.json")).filter(|path| path.is_file());
         let heads = match beside {
             Some(path) => Some(StudentConfig::read_teacher(&path)?.num_attention_heads),

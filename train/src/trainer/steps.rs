@@ -27,7 +27,14 @@ pub fn plan(config: &Config) -> Result<StepArithmetic> {
         let (mut masked, mut held_out) = (0, 0);
         for counted in held_out_counts(config, share) {
             let (counted_rows, counted_tokens, labelled) = counted?;
-            (rows, tokens) = (rows - counted_rows, tokens - counted_tokens);
+            (rows, tokens) = match (rows.checked_sub(counted_rows), tokens.checked_sub(counted_tokens)) {
+                (Some(rows), Some(tokens)) => (rows, tokens),
+                _ => {
+                    let found = format!("{rows} rows and {tokens} tokens, of which {counted_rows} and {counted_tokens} would be held out");
+                    let remedy = "let precompute write the cache again, or restore its manifest.json from a copy";
+                    return Err(Error::data(config.cache.directory(), "manifest", "the rows and tokens of its shards", found, remedy));
+                }
+            };
             held_out += counted_rows;
             masked += labelled;
         }

@@ -126,3 +126,32 @@ fn damage_within_a_file_names_the_row() {
     let error = records.next().unwrap_err().to_string();
     assert!(error.contains("a.parquet") && error.contains("rows from 1 on"), "{error}");
 }
+
+#[test]
+fn damaged_pages_are_errors_and_no_panics() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("a.parquet");
+    let texts: Vec<String> = (0..300).map(|row| format!("text {}", row % 7)).collect();
+    write(&path, vec![("text", Arc::new(StringArray::from(texts)))], Compression::UNCOMPRESSED);
+    let sound = std::fs::read(&path).unwrap();
+    let mut refused = 0;
+    for place in (4..sound.len()).step_by(3) {
+        let mut damaged = sound.clone();
+        damaged[place] ^= 0xff;
+        std::fs::write(&path, damaged).unwrap();
+        let (records, _) = open(&path, &["text"]);
+        let read = records.and_then(|mut records| {
+            loop {
+                match records.next()? {
+                    Step::End => return Ok(()),
+                    Step::Row(_) | Step::Malformed(_) => {}
+                }
+            }
+        });
+        if let Err(error) = read {
+            assert!(error.to_string().contains("a.parquet"), "{error}");
+            refused += 1;
+        }
+    }
+    assert!(refused > 20, "{refused}");
+}

@@ -6,7 +6,7 @@ use crate::corpus::{Corpus, CorpusOptions};
 use crate::task::TeacherTask;
 use crate::tokenize::DocumentTokenizer;
 use clap::Parser;
-use logitcache::cache::manifest::{FileEntry, MassSummary};
+use logitcache::cache::manifest::{FileEntry, MassSummary, ShardEntry};
 use logitcache::fingerprint::Fingerprint;
 use logitcache::target::Task;
 use std::path::{Path, PathBuf};
@@ -31,7 +31,7 @@ fn source(directory: &Path) -> Source {
     Source { corpus, tokenizer, task: TeacherTask::of(Task::MaskedLm) }
 }
 
-fn produce_all(config: &Config, source: &Source, done: &[ShardEntry]) -> (Vec<ShardWork>, Option<PassCounts>) {
+fn produce_all(config: &Config, source: &Source, done: &Listed) -> (Vec<ShardWork>, Option<PassCounts>) {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("threads");
     let (sender, receiver) = sync_channel(1);
     std::thread::scope(|scope| {
@@ -71,7 +71,7 @@ fn content(shard: &ShardWork) -> String {
 #[test]
 fn shards_cover_every_pass_in_order_and_without_gaps() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let (shards, end) = produce_all(&config("--passes 2"), &source(directory.path()), &[]);
+    let (shards, end) = produce_all(&config("--passes 2"), &source(directory.path()), &Listed::default());
     let counts = end.expect("the corpus ends").windows;
     assert!(counts.sequences > 32, "more than two shards: {counts:?}");
     let order: Vec<(u16, u64)> =
@@ -88,7 +88,7 @@ fn shards_cover_every_pass_in_order_and_without_gaps() {
 #[test]
 fn a_batch_holds_the_masked_rows_of_its_plan() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let (shards, _) = produce_all(&config(""), &source(directory.path()), &[]);
+    let (shards, _) = produce_all(&config(""), &source(directory.path()), &Listed::default());
     for shard in &shards {
         let mut rows: Vec<usize> = shard.batches.iter().flat_map(|(plan, _)| plan.rows.clone()).collect();
         rows.sort_unstable();
@@ -107,12 +107,18 @@ fn a_batch_holds_the_masked_rows_of_its_plan() {
 fn whatever_is_done_the_rest_is_the_same() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let (config, source) = (config("--passes 2 --mask-smoothing 0.7 --positions 0.3"), source(directory.path()));
-    let (shards, end) = produce_all(&config, &source, &[]);
-    for done in 0..=shards.len() {
-        let entries: Vec<ShardEntry> = shards[..done].iter().map(entry).collect();
-        let (rest, rest_end) = produce_all(&config, &source, &entries);
-        assert_eq!(rest.iter().map(content).collect::<Vec<_>>(), shards[done..].iter().map(content).collect::<Vec<_>>());
-        assert_eq!(rest_end, end, "after {done} shards");
+    let (shards, end) = produce_all(&config, &source, &Listed::default());
+    let last = shards.len() as u32 - 1;
+    let all_to = |done: u32| (0..done).collect::<Vec<u32>>();
+    // Listed, and missing among them: none, the first, one in the middle, several in both passes.
+    let prefixes = (0..=last + 1).map(|done| (done, vec![]));
+    let gaps = [(last + 1, vec![0]), (last + 1, vec![last / 2]), (last, vec![1, last - 1]), (last + 1, all_to(last + 1))];
+    for (done, missing) in prefixes.chain(gaps) {
+        let listed = Listed { shards: shards[..done as usize].iter().map(entry).collect(), missing: missing.iter().copied().collect() };
+        let (rest, rest_end) = produce_all(&config, &source, &listed);
+        let expected = shards.iter().filter(|shard| shard.index >= done || missing.contains(&shard.index));
+        assert_eq!(rest.iter().map(content).collect::<Vec<_>>(), expected.map(content).collect::<Vec<_>>());
+        assert_eq!(rest_end, end, "after {done} shards without {missing:?}");
     }
 }
 
