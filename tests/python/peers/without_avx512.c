@@ -10,6 +10,7 @@
 #define _GNU_SOURCE
 #include <asm/prctl.h>
 #include <cpuid.h>
+#include <dlfcn.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -19,7 +20,58 @@
 
 #define BIT(n) (1u << (n))
 
+// What the program wants to be done with a fault of its own.
 static struct sigaction earlier;
+
+typedef int (*set_action)(int, const struct sigaction *, struct sigaction *);
+typedef sighandler_t (*set_handler)(int, sighandler_t);
+
+static int set_for_good(const struct sigaction *action) {
+    return ((set_action)dlsym(RTLD_NEXT, "sigaction"))(SIGSEGV, action, NULL);
+}
+
+// Compilers and Rust's runtime handle faults too; they are let believe that theirs is the only handler.
+int sigaction(int number, const struct sigaction *action, struct sigaction *before) {
+    if (number != SIGSEGV) {
+        return ((set_action)dlsym(RTLD_NEXT, "sigaction"))(number, action, before);
+    }
+    struct sigaction wanted = action ? *action : earlier;
+    if (before) {
+        *before = earlier;
+    }
+    earlier = wanted;
+    return 0;
+}
+
+// Where the signal is blocked, a fault ends the program.
+static int mask(const char *name, int how, const sigset_t *set, sigset_t *before) {
+    int (*real)(int, const sigset_t *, sigset_t *) = (int (*)(int, const sigset_t *, sigset_t *))dlsym(RTLD_NEXT, name);
+    sigset_t open;
+    if (set && how != SIG_UNBLOCK) {
+        open = *set;
+        sigdelset(&open, SIGSEGV);
+        set = &open;
+    }
+    return real(how, set, before);
+}
+
+int pthread_sigmask(int how, const sigset_t *set, sigset_t *before) {
+    return mask("pthread_sigmask", how, set, before);
+}
+
+int sigprocmask(int how, const sigset_t *set, sigset_t *before) {
+    return mask("sigprocmask", how, set, before);
+}
+
+sighandler_t signal(int number, sighandler_t handler) {
+    if (number != SIGSEGV) {
+        return ((set_handler)dlsym(RTLD_NEXT, "signal"))(number, handler);
+    }
+    sighandler_t before = earlier.sa_handler;
+    memset(&earlier, 0, sizeof earlier);
+    earlier.sa_handler = handler;
+    return before;
+}
 
 // Of leaf 7, as Intel's manual numbers them (volume 2A, CPUID).
 static const unsigned EBX_7_0 = BIT(16) | BIT(17) | BIT(21) | BIT(26) | BIT(27) | BIT(28) | BIT(30) | BIT(31);
@@ -38,9 +90,9 @@ static void answer(int number, siginfo_t *information, void *context) {
     (void)number;
     greg_t *registers = ((ucontext_t *)context)->uc_mcontext.gregs;
     const unsigned char *instruction = (const unsigned char *)registers[REG_RIP];
-    // Any other fault happens again, with the handler from before.
+    // Any other fault happens again, with the program's own handler.
     if (information->si_code != SI_KERNEL || instruction[0] != 0x0f || instruction[1] != 0xa2) {
-        sigaction(SIGSEGV, &earlier, NULL);
+        set_for_good(&earlier);
         return;
     }
     unsigned leaf = (unsigned)registers[REG_RAX], part = (unsigned)registers[REG_RCX], a, b, c, d;
@@ -68,7 +120,7 @@ __attribute__((constructor)) static void hide(void) {
     memset(&handler, 0, sizeof handler);
     handler.sa_sigaction = answer;
     handler.sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK;
-    sigaction(SIGSEGV, &handler, &earlier);
+    set_for_good(&handler);
     if (syscall(SYS_arch_prctl, ARCH_SET_CPUID, 0UL) != 0) {
         perror("this processor cannot hide its instructions");
         _exit(97);
