@@ -93,13 +93,13 @@ endef
 define make_student
 $(BIN)/train --quiet --cache $(call cache_of,$(call teacher_of,$(1))) --out $@/$(1) --steps 8 --eval-fraction 0.1 $(wordlist 2,99,$($(1)))
 $(BIN)/train export --student $@/$(1) --onnx
-$(CARGO) run --quiet --release --locked --package train --example student_answers -- \
-    $@/$(1) $(call cache_of,$(call teacher_of,$(1))) 16 $@/$(1)/answers.safetensors
+$(BIN)/examples/student_answers $@/$(1) $(call cache_of,$(call teacher_of,$(1))) 16 $@/$(1)/answers.safetensors
 
 endef
 
 .PHONY: $(TRANSFORMERS)/students
 $(TRANSFORMERS)/students:
+	$(CARGO) build --release --locked --workspace --example student_answers
 	rm -rf $@ $@-caches
 	$(foreach teacher,$(sort $(foreach student,$(STUDENTS),$(call teacher_of,$(student)))),$(call make_cache,$(teacher)))
 	$(foreach student,$(STUDENTS),$(call make_student,$(student)))
