@@ -73,5 +73,18 @@ impl GoldNatsTally {
 
 /// The exponential of a mean of nats, at most the largest that a double holds: JSON, which checkpoints are told in, has no infinity.
 fn perplexity(nats: f64) -> f64 {
-    nats.exp().min(f64::MAX)
+    let perplexity = nats.exp();
+    // `min` would make a number of NaN.
+    if perplexity == f64::INFINITY { f64::MAX } else { perplexity }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::perplexity;
+
+    #[test]
+    fn a_perplexity_is_a_number_unless_the_nats_are_none() {
+        assert_eq!((perplexity(0.0), perplexity(710.0)), (1.0, f64::MAX));
+        assert!(perplexity(709.0) < f64::MAX && perplexity(f64::NAN).is_nan());
+    }
 }
