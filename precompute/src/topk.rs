@@ -6,10 +6,14 @@
 //! passes are compiled three times (AVX-512, AVX2 with FMA, and for any processor); what the machine has is asked at run time.
 
 mod exponentials;
+mod head;
 mod lanes;
+mod product;
+mod running;
 mod selection;
 
 use exponentials::Chain;
+pub use head::{Head, Layout};
 use lanes::{Lanes, Portable};
 use std::sync::Arc;
 
@@ -24,6 +28,16 @@ pub struct Targets {
     pub max_logit: Vec<f32>,
     /// `[position, temperature]`: log of the sum over the whole vocabulary of exp((z - z_max) / T).
     pub log_z: Vec<f32>,
+}
+
+impl Targets {
+    /// Appends those of other positions.
+    pub fn extend(&mut self, other: &Self) {
+        self.top_ids.extend_from_slice(&other.top_ids);
+        self.top_logits.extend_from_slice(&other.top_logits);
+        self.max_logit.extend_from_slice(&other.max_logit);
+        self.log_z.extend_from_slice(&other.log_z);
+    }
 }
 
 /// A logit that is NaN or infinite.

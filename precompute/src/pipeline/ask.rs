@@ -6,7 +6,7 @@ use crate::batch::BatchPlan;
 use crate::pooling::{normalize, pool};
 use crate::task::TeacherTask;
 use crate::teacher::{Answer, Teacher, TeacherBatch};
-use crate::topk::{Targets, TopK};
+use crate::topk::{Head, NotFinite, Targets, TopK};
 use logitcache::cache::record::Record;
 use logitcache::error::{Error, Result};
 use logitcache::target::{TargetSpec, Task};
@@ -38,7 +38,7 @@ pub struct Asker<'a> {
     pub pool: &'a ThreadPool,
     /// The model file, for messages.
     pub model: PathBuf,
-    /// Time spent in the session itself.
+    /// Time spent in the session itself, and in the head where that is computed outside it.
     pub teacher_time: Duration,
 }
 
@@ -80,16 +80,17 @@ impl Asker<'_> {
         let mut reading = Duration::ZERO;
         let (spec, task, pool, model) = (self.spec, self.task, self.pool, &self.model);
         let mut rows: Vec<Record> = plan.rows.iter().map(|row| std::mem::take(&mut records[*row])).collect();
-        let bias = self.teacher.bias();
+        let (bias, head) = (self.teacher.bias(), self.teacher.head());
         let asked: Vec<Vec<u16>> = rows.iter().map(|record| record.positions.clone()).collect();
         let asked: Vec<&[u16]> = asked.iter().map(Vec::as_slice).collect();
         self.teacher.run_asked(batch, &asked, |answer| {
+            let made = head.as_deref().map(|head| pool.install(|| head_targets(head, answer, &rows, spec)));
             let started = Instant::now();
             let refusals: Vec<Result<()>> = pool.install(|| {
                 let rows = rows.par_iter_mut().enumerate();
                 // A sentence encoder's answers have no largest values to look for.
                 let scratch = || TopK::new(spec.top_k().max(1), spec.temperatures()).with_bias(bias.clone());
-                let filling = Filling { answer, spec, task, model };
+                let filling = Filling { answer, made: made.as_deref(), spec, task, model };
                 rows.map_init(scratch, |top_k, (row, record)| filling.fill(record, row, top_k)).collect()
             });
             reading = started.elapsed();
@@ -103,9 +104,24 @@ impl Asker<'_> {
     }
 }
 
+/// The targets of a position, or what of its logits is not finite.
+type Made = std::result::Result<Targets, NotFinite>;
+
+/// What a head that is left makes of the asked positions' states, a list for each record.
+fn head_targets(head: &Head, answer: &Answer<'_>, records: &[Record], spec: &TargetSpec) -> Vec<Vec<Made>> {
+    let of_record = |(row, record): (usize, &Record)| -> Vec<&[f32]> {
+        record.positions.iter().map(|position| answer.logits(row, usize::from(*position))).collect()
+    };
+    let states: Vec<&[f32]> = records.iter().enumerate().flat_map(of_record).collect();
+    let mut targets = head.targets(&states, spec.top_k(), spec.temperatures()).into_iter();
+    records.iter().map(|record| targets.by_ref().take(record.positions.len()).collect()).collect()
+}
+
 /// What a record is filled from.
 struct Filling<'a, 'r> {
     answer: &'a Answer<'r>,
+    /// The targets of each row's asked positions, where a head has made them.
+    made: Option<&'a [Vec<Made>]>,
     spec: &'a TargetSpec,
     task: &'a TeacherTask,
     model: &'a Path,
@@ -115,8 +131,11 @@ impl Filling<'_, '_> {
     /// The targets and hidden states of row `row` of the batch.
     fn fill(&self, record: &mut Record, row: usize, top_k: &mut TopK) -> Result<()> {
         let mut targets = Targets::default();
-        for position in &record.positions {
-            let appended = self.answer.append_targets(row, usize::from(*position), top_k, &mut targets);
+        for (index, position) in record.positions.iter().enumerate() {
+            let appended = match self.made {
+                Some(made) => made[row][index].as_ref().map(|made| targets.extend(made)).map_err(NotFinite::to_string),
+                None => self.answer.append_targets(row, usize::from(*position), top_k, &mut targets),
+            };
             appended.map_err(|found| self.refuse(record, format!("logits at position {position}"), found))?;
         }
         if self.spec.task() == Task::SentenceEmbedding {

@@ -114,9 +114,12 @@ pub fn session(config: &Config, inputs: &Inputs, mut prepared: Prepared) -> Resu
         let (k, temperatures) = (config.top_k.unwrap_or(DEFAULT_TOP_K) as usize, config.temperatures_for(prepared.task()));
         prepared.reduce(Reduction { k, temperatures, half: config.precision == Precision::Float16 })?;
     }
+    let on_processor = config.provider == "cpu";
     // The top-k reads every logit of a language model, and adds the bias on the way; where the graph has made targets, there is nothing to add.
-    prepared.leave_bias();
-    if config.provider == "cpu" {
+    if !on_processor || !prepared.leave_head(config.top_k.unwrap_or(DEFAULT_TOP_K) as usize) {
+        prepared.leave_bias();
+    }
+    if on_processor {
         prepared.fuse_attention(&inputs.runtime.version);
     }
     let teacher = Teacher::open(&inputs.runtime, prepared, config.threads, &config.provider)?;

@@ -46,7 +46,7 @@ pub fn kept(stored: &Manifest) -> Option<usize> {
 pub fn demand(config: &Config, teacher: &Teacher, spec: &TargetSpec) -> Demand {
     let model_width = (teacher.summary().hidden_size as usize).max(teacher.hidden_size());
     let (sequences, length, threads) = (config.shard_sequences, config.windows.max_length, encoding_threads(config));
-    Demand::of(spec, teacher.width(), model_width, sequences, length, threads)
+    Demand::of(spec, teacher.answer_width(), model_width, sequences, length, threads)
 }
 
 impl Sizing<'_> {

@@ -26,7 +26,7 @@ impl Prepared {
     /// are without what [`Teacher::bias`](super::Teacher::bias) gives.
     pub fn leave_bias(&mut self) {
         let language_model = matches!(self.task.task, Task::MaskedLm | Task::CausalLm);
-        if let (Some(model), true, None) = (&self.graph, language_model, &self.reduction) {
+        if let (Some(model), true, None, None) = (&self.graph, language_model, &self.reduction, &self.head) {
             self.bias = find(model, &self.output);
         }
     }

@@ -58,7 +58,7 @@ pub(super) fn kept(prepared: &Prepared) -> BTreeSet<&str> {
 }
 
 /// The nodes that are to compute the asked positions alone.
-fn region<'m>(model: &'m Model, output: &str, kept: &BTreeSet<&str>) -> Result<Region<'m>, String> {
+pub(super) fn region<'m>(model: &'m Model, output: &str, kept: &BTreeSet<&str>) -> Result<Region<'m>, String> {
     if model.opset() < OLDEST_OPSET {
         return Err(format!("its operations are of version {}, and gathering positions needs {OLDEST_OPSET}", model.opset()));
     }
@@ -69,11 +69,16 @@ fn region<'m>(model: &'m Model, output: &str, kept: &BTreeSet<&str>) -> Result<R
     }
 }
 
+/// The tensor with what `tensor` has for the asked positions.
+pub(super) fn asked_name(tensor: &str) -> String {
+    format!("{tensor}.asked")
+}
+
 /// Adds the input and the nodes that gather.
 pub(super) fn gather(model: &Model, output: &str, kept: &BTreeSet<&str>, edit: &mut Edit) -> Result<(), String> {
     let region = region(model, output, kept)?;
     for (tensor, readers) in &region.entrances {
-        let gathered = format!("{tensor}.asked");
+        let gathered = asked_name(tensor);
         let node = Node {
             inputs: vec![(*tensor).to_owned(), ASKED_INPUT.to_owned()],
             outputs: vec![gathered.clone()],

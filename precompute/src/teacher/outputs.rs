@@ -116,7 +116,7 @@ impl<'a> Answer<'a> {
     }
 
     /// `[width]`: the logits at `position` of `row`, undivided, as the teacher gave them: they may hold NaN. What is answered for a sequence as a
-    /// whole is at position 0.
+    /// whole is at position 0. Where the graph is without its head, the state in front of it.
     ///
     /// # Panics
     /// If `row` or `position` is outside the batch or was not asked, or the graph has made targets of the logits.

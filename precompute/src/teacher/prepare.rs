@@ -4,6 +4,7 @@ use super::TeacherFiles;
 use super::bias::Bias;
 use super::fuse::fuse;
 use super::gather::{gather, kept};
+use super::head::LeftHead;
 use super::hidden::{Encoder, Unknown};
 use super::model_config::ModelConfig;
 use super::parameters;
@@ -50,6 +51,8 @@ pub struct Prepared {
     pub(super) reduction: Option<FittingReduction>,
     /// What the graph is not to add to its logits.
     pub(super) bias: Option<Bias>,
+    /// What the graph is not to compute of its logits at all.
+    pub(super) head: Option<LeftHead>,
     pub(super) config: ModelConfig,
     pub(super) task: TeacherTask,
     /// The output that is read.
@@ -110,7 +113,7 @@ impl Prepared {
         let inner: BTreeSet<&str> = self.hidden_tensors.values().map(String::as_str).collect();
         let inner = inner.into_iter().filter(|name| !outputs(&model).any(|output| output == *name));
         let inner: Vec<String> = inner.map(str::to_owned).collect();
-        if !self.fuses && !self.gathers && self.reduction.is_none() && self.bias.is_none() {
+        if !self.fuses && !self.gathers && self.reduction.is_none() && self.bias.is_none() && self.head.is_none() {
             return Ok((!inner.is_empty()).then(|| model.into_bytes_with_outputs(inner.iter().map(String::as_str))));
         }
         let mut edit = Edit::default();
@@ -122,6 +125,9 @@ impl Prepared {
             let failed = |reason: String| Error::invalid("positions to gather", "those that were found before", reason);
             gather(&model, &self.output, &kept(self), &mut edit).map_err(failed)?;
         }
+        if let Some(left) = &self.head {
+            left.take_out(&model, &self.output, &kept(self), self.gathers, &mut edit);
+        }
         if let Some(bias) = &self.bias {
             bias.take_out(&self.output, &mut edit);
         }
@@ -132,8 +138,12 @@ impl Prepared {
     }
 
     /// The output of the changed graph that is read.
-    pub(super) fn read_output(&self) -> &str {
-        self.bias.as_ref().map_or(&self.output, |bias| &bias.product)
+    pub(super) fn read_output(&self) -> String {
+        match (&self.head, &self.bias) {
+            (Some(left), _) => left.output(self.gathers),
+            (None, Some(bias)) => bias.product.clone(),
+            (None, None) => self.output.clone(),
+        }
     }
 
     /// Every file the answers depend on: the model, then those with its external data, sorted.
@@ -195,6 +205,7 @@ pub fn prepare_for(purpose: Purpose, files: &TeacherFiles, layers: &HiddenLayers
         gathers: false,
         reduction: None,
         bias: None,
+        head: None,
         notes: Vec::new(),
         config,
         task,

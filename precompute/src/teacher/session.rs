@@ -6,6 +6,7 @@ use super::inputs::{Input, Role, TOKEN_INPUTS};
 use super::outputs::{Expected, OutputShape};
 use super::reduce::{self, FittingReduction};
 use super::{Answer, Prepared, Runtime};
+use crate::topk::Head;
 use logitcache::cache::manifest::TeacherSummary;
 use logitcache::error::{Error, Result};
 use logitcache::target::Task;
@@ -49,7 +50,7 @@ pub struct Teacher {
     /// The output that is read, and its shape.
     shape: OutputShape,
     /// Length of its rows.
-    width: usize,
+    answer_width: usize,
     vocabulary_size: usize,
     hidden_size: usize,
     maximum_length: Option<usize>,
@@ -57,6 +58,7 @@ pub struct Teacher {
     gathers: bool,
     reduction: Option<FittingReduction>,
     bias: Option<Arc<[f32]>>,
+    head: Option<Arc<Head>>,
     notes: Vec<String>,
 }
 
@@ -106,8 +108,10 @@ impl Teacher {
         let hidden_layers: Vec<u32> = prepared.hidden_tensors().keys().copied().collect();
         let hidden_outputs: Vec<String> = prepared.hidden_tensors().values().cloned().collect();
         let names: std::collections::BTreeSet<&String> = hidden_outputs.iter().collect();
-        let answers = if prepared.reduction.is_some() { &reduce::OUTPUTS[..] } else { &[prepared.read_output()] };
-        let names = answers.iter().copied().chain(names.into_iter().map(String::as_str));
+        let read_output = prepared.read_output();
+        let answers = if prepared.reduction.is_some() { &reduce::OUTPUTS[..] } else { &[read_output.as_str()] };
+        let hidden = names.into_iter().map(String::as_str).filter(|name| !answers.contains(name));
+        let names = answers.iter().copied().chain(hidden);
         let selector = names.fold(OutputSelector::no_default(), |selector, name| selector.with(name));
         let options = RunOptions::new().map_err(Error::library("prepare a run of", &model))?.with_outputs(selector);
         let summary = TeacherSummary {
@@ -128,8 +132,8 @@ impl Teacher {
             summary,
             hidden_outputs,
             hidden_layers,
-            shape: OutputShape::of(prepared.task.task, prepared.read_output()),
-            width: 0,
+            shape: OutputShape::of(prepared.task.task, &read_output),
+            answer_width: 0,
             vocabulary_size: 0,
             hidden_size: 0,
             maximum_length: prepared.config.maximum_length.map(|length| length as usize),
@@ -137,6 +141,7 @@ impl Teacher {
             gathers: prepared.gathers,
             reduction: prepared.reduction.clone(),
             bias: prepared.bias.as_ref().map(|bias| bias.values.clone()),
+            head: prepared.head.as_ref().map(|left| left.head.clone()),
             notes: prepared.notes.clone(),
         };
         teacher.probe(&prepared)?;
@@ -153,9 +158,14 @@ impl Teacher {
         self.vocabulary_size
     }
 
-    /// Length of a row of the output that is read: logits over the vocabulary or the classes, or the vector of a sentence.
+    /// Length of what is answered: logits over the vocabulary or the classes, or the vector of a sentence.
     pub fn width(&self) -> usize {
-        self.width
+        self.head.as_ref().map_or(self.answer_width, |head| head.width())
+    }
+
+    /// Length of a row of the output that is read: [`width`](Self::width), or the depth of a [`head`](Self::head) that is left.
+    pub fn answer_width(&self) -> usize {
+        self.answer_width
     }
 
     /// Width of a hidden state; 0 where none was asked for.
@@ -181,6 +191,11 @@ impl Teacher {
     /// `[width]`: what is still to be added to every row of logits, where [`Prepared::leave_bias`] has taken it out of the graph.
     pub fn bias(&self) -> Option<Arc<[f32]>> {
         self.bias.clone()
+    }
+
+    /// What makes logits of the answers, where [`Prepared::leave_head`] has taken it out of the graph.
+    pub fn head(&self) -> Option<Arc<Head>> {
+        self.head.clone()
     }
 
     /// Whether the graph computes no answers but for the positions asked.
@@ -236,7 +251,7 @@ impl Teacher {
             asked: self.gathers.then_some(&asked),
             reduction: self.reduction.as_ref(),
             hidden: &self.hidden_outputs,
-            sizes: [self.width, self.hidden_size],
+            sizes: [self.answer_width, self.hidden_size],
         };
         let answer = Answer::new(&self.model, &outputs, [batch.rows, batch.length], expected)?;
         read(&answer)
@@ -250,7 +265,7 @@ impl Teacher {
         let output = self.shape.name.clone();
         let declared = self.session.outputs().iter().find(|outlet| outlet.name() == output);
         let declared = declared.and_then(|outlet| outlet.dtype().tensor_shape()?.last().copied());
-        let (width, hidden_size) = self.run(&batch, |answer| Ok((answer.width(), answer.hidden_size())))?;
+        let (answer_width, hidden_size) = self.run(&batch, |answer| Ok((answer.width(), answer.hidden_size())))?;
         let config = &prepared.config;
         let agree = |path: &Path, field: &str, expected: usize, found: Option<u64>, remedy: &str| match found {
             Some(found) if found != expected as u64 => {
@@ -260,7 +275,11 @@ impl Teacher {
         };
         let of_export = "use the config.json of this export";
         let field = format!("output {output}");
-        agree(&self.model, &field, width, declared.and_then(|size| u64::try_from(size).ok()), "export the model again")?;
+        agree(&self.model, &field, answer_width, declared.and_then(|size| u64::try_from(size).ok()), "export the model again")?;
+        if let Some(head) = self.head.as_ref().filter(|head| head.depth() != answer_width) {
+            return Err(Error::invalid("states in front of the head", format!("{} numbers each", head.depth()), answer_width.to_string()));
+        }
+        let width = self.head.as_ref().map_or(answer_width, |head| head.width());
         let config_path = config.path.as_deref().unwrap_or(&self.model);
         let task = &prepared.task;
         match task.task {
@@ -290,7 +309,7 @@ impl Teacher {
             let remedy = "put the teacher's config.json with vocab_size beside the model";
             return Err(Error::data(&self.model, "vocabulary", "a table of embeddings that input_ids are looked up in", "none", remedy));
         };
-        (self.width, self.vocabulary_size, self.hidden_size) = (width, vocabulary_size, hidden_size);
+        (self.answer_width, self.vocabulary_size, self.hidden_size) = (answer_width, vocabulary_size, hidden_size);
         Ok(())
     }
 }

@@ -12,6 +12,7 @@ mod asked;
 mod bias;
 mod families;
 mod fused;
+mod head;
 
 #[derive(Deserialize)]
 struct Export {

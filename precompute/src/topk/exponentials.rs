@@ -7,7 +7,7 @@ const RUN: usize = 16;
 /// Logits of a cache line.
 const LINE: usize = 16;
 /// Links of a chain at most: every squaring doubles the relative error.
-const LONGEST: usize = 3;
+pub(super) const LONGEST: usize = 3;
 /// Its square is the smallest that is no subnormal number, which many processors are slow at.
 const SMALLEST_SQUARED: f32 = 1.1e-19;
 
@@ -43,11 +43,32 @@ impl Chain {
     #[inline(always)]
     pub(super) fn log_z<L: Lanes>(&self, logits: &[f32], next: *const f32, maximum: f32, log_z: &mut [f32]) {
         let mut totals = [0f64; LONGEST];
+        self.add::<L>(logits, next, maximum, &mut totals);
+        self.finish(&totals, log_z);
+    }
+
+    /// Adds the sums of exp((z - maximum) / T) to `totals`, one for each link. Every logit is finite and at most `maximum`. `next` as for
+    /// [`log_z`](Self::log_z).
+    #[inline(always)]
+    pub(super) fn add<L: Lanes>(&self, logits: &[f32], next: *const f32, maximum: f32, totals: &mut [f64; LONGEST]) {
         match self.columns.len() {
-            1 => sums::<L, 1>(logits, next, maximum, self.inverse, &mut totals),
-            2 => sums::<L, 2>(logits, next, maximum, self.inverse, &mut totals),
-            _ => sums::<L, LONGEST>(logits, next, maximum, self.inverse, &mut totals),
+            1 => sums::<L, 1>(logits, next, maximum, self.inverse, totals),
+            2 => sums::<L, 2>(logits, next, maximum, self.inverse, totals),
+            _ => sums::<L, LONGEST>(logits, next, maximum, self.inverse, totals),
         }
+    }
+
+    /// Multiplies the sums by exp(difference / T).
+    pub(super) fn scale(&self, difference: f64, totals: &mut [f64; LONGEST]) {
+        let mut inverse = f64::from(self.inverse);
+        for total in totals {
+            *total *= (difference * inverse).exp();
+            inverse *= 2.0;
+        }
+    }
+
+    /// Writes the logarithms of the sums to the columns of the chain.
+    pub(super) fn finish(&self, totals: &[f64; LONGEST], log_z: &mut [f32]) {
         for (column, total) in self.columns.iter().zip(totals) {
             log_z[*column] = total.ln() as f32;
         }

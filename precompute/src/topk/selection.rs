@@ -5,7 +5,7 @@ use super::lanes::Lanes;
 
 /// A logit and its id as one number whose order is the stored order: larger logits are larger, then smaller ids are larger.
 #[inline(always)]
-fn key(logit: f32, id: usize) -> u64 {
+pub(super) fn key(logit: f32, id: usize) -> u64 {
     // Adding 0 turns -0 into 0: they are equal, so their ids decide.
     let bits = (logit + 0.0).to_bits();
     // Flipping the negative numbers entirely and the sign of the others makes the order of bits that of values.
@@ -17,6 +17,13 @@ fn key(logit: f32, id: usize) -> u64 {
 #[inline(always)]
 pub(super) fn id_of(key: u64) -> u32 {
     !(key as u32)
+}
+
+/// The logit in a key; 0 for both zeros.
+#[inline(always)]
+pub(super) fn value_of(key: u64) -> f32 {
+    let ordered = (key >> 32) as u32;
+    f32::from_bits(if ordered >> 31 == 1 { ordered & 0x7fff_ffff } else { !ordered })
 }
 
 /// Leaves the keys of the `k` largest, descending, in `scratch.candidates`, and returns the largest logit; nothing where a logit is not finite. Where
@@ -67,7 +74,7 @@ fn by_blocks<L: Lanes, const BLOCK: usize>(logits: &[f32], bias: Option<&[f32]>,
 /// Fills `maxima` with the largest logit of every block, and returns the largest of all; nothing where a logit is not finite. If `BIASED`, `bias` is
 /// added to `logits` first, and the sums are written to `row`; all three are of one length.
 #[inline(always)]
-fn block_maxima<L: Lanes, const BLOCK: usize, const BIASED: bool>(
+pub(super) fn block_maxima<L: Lanes, const BLOCK: usize, const BIASED: bool>(
     logits: &[f32],
     bias: &[f32],
     row: &mut [f32],
@@ -109,8 +116,9 @@ fn block_maxima<L: Lanes, const BLOCK: usize, const BIASED: bool>(
     finite.then(|| maxima.iter().copied().fold(f32::NEG_INFINITY, f32::max))
 }
 
+/// Pushes the keys of a block's logits that reach the threshold.
 #[inline(always)]
-fn collect<L: Lanes>(block: &[f32], first: usize, threshold: f32, candidates: &mut Vec<u64>) {
+pub(super) fn collect<L: Lanes>(block: &[f32], first: usize, threshold: f32, candidates: &mut Vec<u64>) {
     for start in (0..block.len()).step_by(L::COUNT) {
         let mut reached = L::load(&block[start..]).reaches(L::splat(threshold));
         while reached != 0 {
