@@ -25,7 +25,7 @@ const UNKNOWN_MEMORY: u64 = 4 << 30;
 /// What a batch and a shard take of memory, beside the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Demand {
-    /// Bytes for each token of a batch, padding included.
+    /// Bytes for each token of a batch, padding included, times the lanes that have a batch under way.
     pub token_bytes: u64,
     /// Bytes for the shards under way, each of sequences of full length, and for the row groups that are being encoded.
     pub shard_bytes: u64,
@@ -63,6 +63,17 @@ impl Demand {
             shard_bytes: shard.saturating_mul(SHARDS_HELD).saturating_add(GROUP_HELD * groups),
             max_length,
         }
+    }
+
+    /// The same where each of several lanes has a batch under way.
+    pub fn of_lanes(self, lanes: usize) -> Self {
+        Self { token_bytes: self.token_bytes.saturating_mul(lanes as u64), ..self }
+    }
+
+    /// Whether there is room for batches of `batch_tokens`, or where they are not known for those that are taken without a measurement.
+    pub fn fits(&self, batch_tokens: Option<usize>, memory: Memory) -> bool {
+        let tokens = batch_tokens.unwrap_or(DEFAULT_BATCH_TOKENS).max(self.max_length);
+        self.shard_bytes.saturating_add(self.token_bytes.saturating_mul(tokens as u64)) <= memory.bytes
     }
 
     /// Tokens of a batch that `memory` bytes allow, `typed` by the user or else a share of the machine's.

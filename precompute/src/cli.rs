@@ -211,7 +211,8 @@ pub struct TeacherArguments {
     /// Where ONNX Runtime computes: `cpu`, or `cuda` in a build with that feature, whose ONNX Runtime must have that provider.
     #[arg(long, value_name = "NAME", default_value = "cpu")]
     pub provider: String,
-    /// Processor threads for the teacher, and for the work around it; by default all cores. A run may be continued with another number:
+    /// Processor threads for the teacher, and for the work around it; by default all cores. Each thread has a session of its own where the teacher is
+    /// small beside the memory; else some share one. A run may be continued with another number:
     /// the demo's teacher gives the same bits on 1 to 8. A teacher whose sums are split by thread could differ in a last bit.
     #[arg(long, value_name = "COUNT")]
     pub threads: Option<usize>,
@@ -219,8 +220,8 @@ pub struct TeacherArguments {
     /// the start and kept in the manifest; a run that goes on takes what the cache was begun with.
     #[arg(long, value_name = "TOKENS")]
     pub batch_tokens: Option<usize>,
-    /// Memory for batches and shards, beside the model, such as 2GB: no batch is larger than it allows. By default half of what the machine, or the
-    /// control group, has.
+    /// Memory for batches and shards, beside the model, such as 2GB: no batch is larger than it allows. Copies of the model, for more sessions than one,
+    /// take an eighth of it at most, beside it too. By default half of what the machine, or the control group, has.
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<String>,
     /// The ONNX Runtime shared library. Without it: ORT_DYLIB_PATH, beside the executable, an installed Python onnxruntime, the system.

@@ -3,11 +3,12 @@
 use crate::config::Config;
 use crate::config::by_task::DEFAULT_TOP_K;
 use crate::memory;
-use crate::pipeline::ask::Asker;
+use crate::pipeline::asker::Asker;
+use crate::pipeline::lanes::{self, Opened};
 use crate::pipeline::produce::{PassCounts, ShardWork, batches, read_pass};
 use crate::pipeline::question::Questioner;
 use crate::pipeline::sizing::{self, Sizing};
-use crate::pipeline::{Stop, inputs, session, thread_pool};
+use crate::pipeline::{Stop, inputs, thread_pool};
 use crate::progress::Progress;
 use crate::window::Sequence;
 use logitcache::cache::manifest::{Fingerprints, MassSummary, ShardEntry};
@@ -18,10 +19,13 @@ use logitcache::fingerprint::Fingerprint;
 use logitcache::target::TargetSpec;
 use std::fmt;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Instant;
 
 /// Sequences the teacher is asked about, at most; at least half of it where the corpus has as many.
 const SAMPLE_SEQUENCES: usize = 128;
+/// The same for each of many lanes, all of which are to be busy.
+const LANE_SEQUENCES: usize = 64;
 /// Asked about before the clock starts, since a session's first runs allocate.
 const WARM_UP_SEQUENCES: usize = 8;
 /// For which the lost mass is told, beside the k asked for.
@@ -57,19 +61,18 @@ pub fn estimate(config: &Config, scratch: &Path, stop: &Stop, progress: &mut Pro
     let wide = task.task.is_language_model().then(|| config.top_k.unwrap_or(DEFAULT_TOP_K).max(largest_k));
     let asked = Config { top_k: wide, ..config.clone() };
     let pool = thread_pool(config)?;
-    let (teacher, wide_spec) = session(&asked, &inputs, prepared)?;
-    teacher.notes().iter().for_each(|note| progress.note(note));
-    let facts = inputs::SessionFacts::of(&teacher);
+    let Opened { lanes, spec: wide_spec, .. } = lanes::open(&asked, &inputs, prepared, config.batch_tokens, sizing::memory(config), &pool)?;
+    lanes[0].teacher.notes().iter().for_each(|note| progress.note(note));
+    let facts = inputs::SessionFacts::of(&lanes[0].teacher);
     let spec = config.target_spec(&inputs.facts(facts))?;
-
-    let demand = sizing::demand(config, &teacher, &spec);
+    let demand = sizing::demand(config, &lanes[0].teacher, &spec).of_lanes(lanes.len());
     let model = inputs.files.model.clone();
-    let mut asker = Asker { teacher, spec: &wide_spec, task: &task, pool: &pool, model, teacher_time: Duration::ZERO };
+    let mut asker = Asker::new(lanes, &wide_spec, &task, model);
     let sizing = Sizing { config, source: &inputs.source, pool: &pool, stop };
     let (batch_tokens, batch_origin) = sizing.decide(&mut asker, &demand, None, progress)?;
 
     progress.note("reading the corpus");
-    let mut survey = Survey::new(config.shard_sequences, batch_tokens);
+    let mut survey = Survey::new(config.shard_sequences, batch_tokens, SAMPLE_SEQUENCES.max(LANE_SEQUENCES * asker.lanes()));
     let (counts, ended) = read_pass(config, &inputs.source, &pool, stop, |sequence, _| survey.take(sequence))?;
     if !ended {
         return Err(interrupted(stop));
@@ -87,9 +90,12 @@ pub fn estimate(config: &Config, scratch: &Path, stop: &Stop, progress: &mut Pro
         questions: questions.to_vec(),
         share: [0.0, 1.0],
     };
-    asker.ask(&work(&questions[..questions.len().min(WARM_UP_SEQUENCES)]), |_, _| {})?;
+    let mut warm_up = work(&questions[..questions.len().min(WARM_UP_SEQUENCES)]);
+    // One for each lane.
+    warm_up.batches = warm_up.batches.into_iter().cycle().take(asker.lanes()).collect();
+    asker.ask(Arc::new(warm_up), |_, _, _| {})?;
     let started = Instant::now();
-    let answer = asker.ask(&work(&questions), |_, _| {})?;
+    let answer = asker.ask(Arc::new(work(&questions)), |_, _, _| {})?;
     let seconds = started.elapsed().as_secs_f64();
     if stop.signal().is_some() {
         return Err(interrupted(stop));
@@ -119,6 +125,7 @@ fn interrupted(stop: &Stop) -> Error {
 struct Survey {
     shard_sequences: usize,
     batch_tokens: usize,
+    sample_sequences: usize,
     sample: Vec<Sequence>,
     stride: usize,
     taken: usize,
@@ -127,8 +134,17 @@ struct Survey {
 }
 
 impl Survey {
-    fn new(shard_sequences: usize, batch_tokens: usize) -> Self {
-        Self { shard_sequences, batch_tokens, sample: Vec::new(), stride: 1, taken: 0, lengths: Vec::new(), padded_tokens: 0 }
+    fn new(shard_sequences: usize, batch_tokens: usize, sample_sequences: usize) -> Self {
+        Self {
+            shard_sequences,
+            batch_tokens,
+            sample_sequences,
+            sample: Vec::new(),
+            stride: 1,
+            taken: 0,
+            lengths: Vec::new(),
+            padded_tokens: 0,
+        }
     }
 
     /// Always true: a survey reads to the end.
@@ -138,7 +154,7 @@ impl Survey {
             self.close_shard();
         }
         if self.taken.is_multiple_of(self.stride) {
-            if self.sample.len() == SAMPLE_SEQUENCES {
+            if self.sample.len() == self.sample_sequences {
                 let mut number = 0;
                 self.sample.retain(|_| {
                     number += 1;
@@ -269,7 +285,7 @@ mod tests {
 
     #[test]
     fn a_survey_samples_evenly_and_counts_everything() {
-        let mut survey = Survey::new(100, 1024);
+        let mut survey = Survey::new(100, 1024, 128);
         (0..1000).for_each(|id| assert!(survey.take(sequence(id))));
         let (sample, padded_tokens) = survey.end();
         assert_eq!(padded_tokens, 20_000, "equal lengths need no padding");

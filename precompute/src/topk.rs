@@ -5,6 +5,7 @@
 //! that reach it are collected, and an exact selection among them gives the answer, ties and all. The sums of exponentials are one more pass. Both
 //! passes are compiled three times (AVX-512, AVX2 with FMA, and for any processor); what the machine has is asked at run time.
 
+mod aligned;
 mod exponentials;
 mod head;
 mod lanes;

@@ -2,10 +2,9 @@
 
 use super::produce::ShardWork;
 use super::question::Question;
-use crate::batch::BatchPlan;
 use crate::pooling::{normalize, pool};
 use crate::task::TeacherTask;
-use crate::teacher::{Answer, Teacher, TeacherBatch};
+use crate::teacher::{Answer, Teacher};
 use crate::topk::{Head, NotFinite, Targets, TopK};
 use logitcache::cache::record::Record;
 use logitcache::error::{Error, Result};
@@ -15,48 +14,69 @@ use rayon::prelude::*;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// A shard's records, in sequence order.
-#[derive(Debug)]
-pub struct ShardAnswer {
-    /// The shard's number.
-    pub index: u32,
-    /// One per sequence.
-    pub records: Vec<Record>,
-    /// Tokens fed to the teacher, padding included.
-    pub padded_tokens: u64,
-}
-
-/// Asks about shards.
-pub struct Asker<'a> {
+/// A session, and the threads that make targets of its answers: they sleep while it runs, and it sleeps while they work.
+pub struct Lane {
     /// The session.
     pub teacher: Teacher,
+    /// As many as the session's own.
+    pub pool: ThreadPool,
+}
+
+impl Lane {
+    /// A lane of `threads` threads. `model`: its file, for messages.
+    ///
+    /// # Errors
+    /// [`Error::Library`] where the system gives no threads.
+    pub fn new(teacher: Teacher, threads: usize, model: &Path) -> Result<Self> {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        Ok(Self { teacher, pool: pool.map_err(Error::library("start threads for", model))? })
+    }
+}
+
+/// What is asked of every batch.
+pub(super) struct Asking<'a> {
     /// What a record promises.
     pub spec: &'a TargetSpec,
     /// What the teacher answers.
     pub task: &'a TeacherTask,
-    /// Threads for the targets.
-    pub pool: &'a ThreadPool,
     /// The model file, for messages.
     pub model: PathBuf,
-    /// Time spent in the session itself, and in the head where that is computed outside it.
-    pub teacher_time: Duration,
 }
 
-impl Asker<'_> {
-    /// The answers for a shard. `tell` hears of each batch: its sequences and its tokens without padding.
+impl Asking<'_> {
+    /// The records of batch number `batch` of a shard, made on the threads of the pool that this is called in. Adds to `teacher_time` what is spent in the
+    /// session, and in the head where that is computed outside it.
     ///
     /// # Errors
     /// Those of the session; [`Error::Data`] naming the sequence for which an answer is not finite.
-    pub fn ask(&mut self, work: &ShardWork, mut tell: impl FnMut(u64, u64)) -> Result<ShardAnswer> {
-        let mut records: Vec<Record> = work.questions.iter().map(|question| self.empty_record(work.pass, question)).collect();
-        let mut padded_tokens = 0;
-        for (plan, batch) in &work.batches {
-            let tokens: usize = plan.rows.iter().map(|row| records[*row].input_ids.len()).sum();
-            self.ask_batch(&mut records, plan, batch)?;
-            padded_tokens += plan.padded_tokens() as u64;
-            tell(plan.rows.len() as u64, tokens as u64);
-        }
-        Ok(ShardAnswer { index: work.index, records, padded_tokens })
+    pub(super) fn ask_batch(
+        &self,
+        teacher: &mut Teacher,
+        work: &ShardWork,
+        batch: usize,
+        teacher_time: &mut Duration,
+    ) -> Result<Vec<Record>> {
+        let started = Instant::now();
+        let mut reading = Duration::ZERO;
+        let Self { spec, task, model } = self;
+        let (plan, batch) = &work.batches[batch];
+        let mut records: Vec<Record> = plan.rows.iter().map(|row| self.empty_record(work.pass, &work.questions[*row])).collect();
+        let (bias, head) = (teacher.bias(), teacher.head());
+        let asked: Vec<Vec<u16>> = records.iter().map(|record| record.positions.clone()).collect();
+        let asked: Vec<&[u16]> = asked.iter().map(Vec::as_slice).collect();
+        teacher.run_asked(batch, &asked, |answer| {
+            let made = head.as_deref().map(|head| head_targets(head, answer, &records, spec));
+            let started = Instant::now();
+            // A sentence encoder's answers have no largest values to look for.
+            let scratch = || TopK::new(spec.top_k().max(1), spec.temperatures()).with_bias(bias.clone());
+            let filling = Filling { answer, made: made.as_deref(), spec, task, model };
+            let rows = records.par_iter_mut().enumerate();
+            let refusals: Vec<Result<()>> = rows.map_init(scratch, |top_k, (row, record)| filling.fill(record, row, top_k)).collect();
+            reading = started.elapsed();
+            refusals.into_iter().collect::<Result<()>>()
+        })?;
+        *teacher_time += started.elapsed().saturating_sub(reading);
+        Ok(records)
     }
 
     fn empty_record(&self, pass: u16, question: &Question) -> Record {
@@ -72,35 +92,6 @@ impl Asker<'_> {
             positions: positions.clone(),
             ..Record::default()
         }
-    }
-
-    /// Fills in the records of one batch.
-    fn ask_batch(&mut self, records: &mut [Record], plan: &BatchPlan, batch: &TeacherBatch) -> Result<()> {
-        let started = Instant::now();
-        let mut reading = Duration::ZERO;
-        let (spec, task, pool, model) = (self.spec, self.task, self.pool, &self.model);
-        let mut rows: Vec<Record> = plan.rows.iter().map(|row| std::mem::take(&mut records[*row])).collect();
-        let (bias, head) = (self.teacher.bias(), self.teacher.head());
-        let asked: Vec<Vec<u16>> = rows.iter().map(|record| record.positions.clone()).collect();
-        let asked: Vec<&[u16]> = asked.iter().map(Vec::as_slice).collect();
-        self.teacher.run_asked(batch, &asked, |answer| {
-            let made = head.as_deref().map(|head| pool.install(|| head_targets(head, answer, &rows, spec)));
-            let started = Instant::now();
-            let refusals: Vec<Result<()>> = pool.install(|| {
-                let rows = rows.par_iter_mut().enumerate();
-                // A sentence encoder's answers have no largest values to look for.
-                let scratch = || TopK::new(spec.top_k().max(1), spec.temperatures()).with_bias(bias.clone());
-                let filling = Filling { answer, made: made.as_deref(), spec, task, model };
-                rows.map_init(scratch, |top_k, (row, record)| filling.fill(record, row, top_k)).collect()
-            });
-            reading = started.elapsed();
-            refusals.into_iter().collect::<Result<()>>()
-        })?;
-        self.teacher_time += started.elapsed().saturating_sub(reading);
-        for (row, record) in plan.rows.iter().zip(rows) {
-            records[*row] = record;
-        }
-        Ok(())
     }
 }
 

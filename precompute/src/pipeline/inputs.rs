@@ -135,8 +135,9 @@ impl Inputs {
     /// The settings that determine the bytes, under the names that are typed.
     ///
     /// The runtime's version and the tokens of a batch are among them, since either can change the last bit of an answer. The number of threads
-    /// is not: ONNX Runtime 1.32 gave the demo's teacher the same bits on 1, 2, 3, 4 and 8 threads, and a run should be able to continue on a
-    /// machine with more cores.
+    /// is not: ONNX Runtime 1.32 gave the demo's teacher the same bits on 1, 2, 3, 4 and 8 threads, in one session and in several, and a run should be
+    /// able to continue on a machine with more cores. Nor is whether the head is computed outside the session, which a processor without AVX2 does not do:
+    /// a cache that two such machines make may have logits that differ in the last bits.
     fn settings(&self, config: &Config, batch_tokens: usize, spec: &TargetSpec) -> BTreeMap<String, Value> {
         let (special, vocabulary) = (self.source.tokenizer.special(), self.source.tokenizer.vocabulary());
         let token = |id: u32| vocabulary.get(id as usize).map_or("none", String::as_str);

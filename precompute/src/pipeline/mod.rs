@@ -1,7 +1,7 @@
 //! The one place that knows the order.
 //!
 //! ```text
-//! produce thread            this thread                       publish thread
+//! produce thread            a thread for each lane            publish thread
 //! corpus -> tokens ->
 //! sequences -> masks ->
 //! batches  --(1 shard)-->   teacher -> top-k -> records  --(hand over)-->  shard files -> manifest.json, timing.json
@@ -12,7 +12,9 @@
 //! is the one returned.
 
 pub mod ask;
+pub mod asker;
 pub mod inputs;
+pub mod lanes;
 pub mod produce;
 pub mod publish;
 pub mod question;
@@ -24,20 +26,21 @@ use crate::config::Config;
 use crate::config::by_task::DEFAULT_TOP_K;
 use crate::progress::{Position, Progress};
 use crate::resume::{Claim, Decision, Listed, TEACHER_FOLDER, VOCABULARY_FILE, claim, is_begun};
-use crate::teacher::{Prepared, Reduction, Teacher};
-use ask::Asker;
+use asker::{Asker, Next};
 use inputs::{ContentDigests, Inputs, SessionFacts};
+use lanes::Opened;
 use logitcache::atomic_file::write_bytes_atomically;
 use logitcache::cache::manifest::{CorpusCounts, Manifest};
 use logitcache::cache::writer::write_vocabulary;
 use logitcache::error::{Error, Result};
-use logitcache::target::{Precision, TargetSpec};
-use produce::{PassCounts, Produced};
+use produce::{PassCounts, Produced, ShardWork};
 use publish::{Publication, Timing};
 use rayon::ThreadPool;
 use sizing::Sizing;
+use std::cell::RefCell;
 use std::path::Path;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
 use std::time::{Duration, Instant};
 pub use stop::Stop;
 pub use summary::Summary;
@@ -61,21 +64,23 @@ pub fn run(config: &Config, directory: &Path, stop: &Stop, progress: &mut Progre
         return Ok(summary);
     }
     let pool = thread_pool(config)?;
-    let (teacher, spec) = session(config, &inputs, prepared)?;
-    teacher.notes().iter().for_each(|note| progress.note(note));
+    let memory = sizing::memory(config);
+    let kept = earlier.as_ref().and_then(Claim::begun).and_then(sizing::kept);
+    let Opened { lanes, spec, demand } = lanes::open(config, &inputs, prepared, config.batch_tokens.or(kept), memory, &pool)?;
+    lanes[0].teacher.notes().iter().for_each(|note| progress.note(note));
     let asked_k = config.top_k.unwrap_or(DEFAULT_TOP_K);
     if spec.task().is_language_model() && spec.top_k() < asked_k as usize {
         progress.note(&format!("--top-k {asked_k} is cut to the vocabulary's {}", spec.top_k()));
     }
-    let demand = sizing::demand(config, &teacher, &spec);
     let (model, task) = (inputs.files.model.clone(), &inputs.source.task);
-    let mut asker = Asker { teacher, spec: &spec, task, pool: &pool, model, teacher_time: Duration::ZERO };
+    let summary = lanes[0].teacher.summary().clone();
+    let mut asker = Asker::new(lanes, &spec, task, model);
     let sizing = Sizing { config, source: &inputs.source, pool: &pool, stop };
-    demand.most_tokens(sizing.memory())?;
+    demand.most_tokens(memory)?;
     let claim = earlier.map_or_else(|| claim(directory), Ok)?;
     let kept = claim.begun().and_then(sizing::kept);
     let (batch_tokens, _) = sizing.decide(&mut asker, &demand, kept, progress)?;
-    let asked = inputs.manifest(config, batch_tokens, spec.clone(), asker.teacher.summary().clone(), &content)?;
+    let asked = inputs.manifest(config, batch_tokens, spec.clone(), summary, &content)?;
     let Decision::Continue(listed) = claim.decide(&asked)? else {
         // Another run has made it since this one first looked.
         return Err(Error::usage(
@@ -103,28 +108,6 @@ pub fn run(config: &Config, directory: &Path, stop: &Stop, progress: &mut Progre
 pub fn thread_pool(config: &Config) -> Result<ThreadPool> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(config.threads).build();
     pool.map_err(Error::library("start threads for", &config.teacher))
-}
-
-/// Opens the session and derives from it what a record promises.
-///
-/// # Errors
-/// Those of the session, and of [`Config::target_spec`].
-pub fn session(config: &Config, inputs: &Inputs, mut prepared: Prepared) -> Result<(Teacher, TargetSpec)> {
-    if config.provider != "cpu" && prepared.task().task.is_language_model() {
-        let (k, temperatures) = (config.top_k.unwrap_or(DEFAULT_TOP_K) as usize, config.temperatures_for(prepared.task()));
-        prepared.reduce(Reduction { k, temperatures, half: config.precision == Precision::Float16 })?;
-    }
-    let on_processor = config.provider == "cpu";
-    // The top-k reads every logit of a language model, and adds the bias on the way; where the graph has made targets, there is nothing to add.
-    if !on_processor || !prepared.leave_head(config.top_k.unwrap_or(DEFAULT_TOP_K) as usize) {
-        prepared.leave_bias();
-    }
-    if on_processor {
-        prepared.fuse_attention(&inputs.runtime.version);
-    }
-    let teacher = Teacher::open(&inputs.runtime, prepared, config.threads, &config.provider)?;
-    let spec = config.target_spec(&inputs.facts(SessionFacts::of(&teacher)))?;
-    Ok((teacher, spec))
 }
 
 /// The summary of a cache that is complete and has these settings, found without opening the session: what only it could tell follows from
@@ -225,7 +208,7 @@ impl Run<'_> {
         let earlier = if listed.whole() == 0 { Timing::default() } else { earlier };
         let started = Instant::now();
         // What was asked to find the size of batches is no part of the run.
-        asker.teacher_time = Duration::ZERO;
+        asker.forget_time();
         let (ended, manifest) = std::thread::scope(|scope| {
             let (work_sender, work) = sync_channel(1);
             // Of capacity 0: a finished shard waits in this thread's hands, not in a third place.
@@ -254,51 +237,66 @@ impl Run<'_> {
         answers: SyncSender<Publication>,
         progress: &mut Progress,
     ) -> Result<Ended> {
-        let mut position = Position::default();
-        let mut first = true;
-        loop {
-            if let Some(signal) = self.stop.signal() {
-                return Ok(Ended::Stopped(signal));
+        // As far as is known: an asker that ends without a word has nobody who publishes.
+        let mut ended = Ended::Unpublished;
+        let position = RefCell::new(Position::default());
+        let progress = RefCell::new(progress);
+        let mut kept_to = None;
+        let next = |wait: bool| {
+            let next = self.next(&work, wait, &mut ended)?;
+            if let Next::Shard(shard) = &next {
+                let ([from, to], mut position) = (shard.share, position.borrow_mut());
+                match kept_to.replace(to) {
+                    None => {
+                        position.share = from;
+                        progress.borrow_mut().begin(from);
+                    }
+                    // Over the shards that were there already.
+                    Some(kept_to) => position.share += from - kept_to,
+                }
+                position.shard = shard.index;
             }
-            let shard = match work.recv_timeout(STOP_INTERVAL) {
-                Ok(Ok(Produced::Shard(shard))) => shard,
-                Ok(Ok(Produced::End(counts))) => return Ok(Ended::Corpus(counts)),
-                Ok(Err(error)) => return Err(error),
-                Err(RecvTimeoutError::Timeout) => continue,
-                // Only a request to stop ends the producer without a word.
-                Err(RecvTimeoutError::Disconnected) => return Ok(Ended::Stopped(self.stop.signal().unwrap_or(2))),
-            };
-            if std::mem::take(&mut first) {
-                progress.begin(shard.share[0]);
-            }
-            let answer = self.ask_shard(asker, &shard, &mut position, progress)?;
-            if answers.send((answer, asker.teacher_time.as_secs_f64())).is_err() {
-                return Ok(Ended::Unpublished);
-            }
-        }
-    }
-
-    fn ask_shard(
-        &self,
-        asker: &mut Asker<'_>,
-        shard: &produce::ShardWork,
-        position: &mut Position,
-        progress: &mut Progress,
-    ) -> Result<ask::ShardAnswer> {
-        let [from, to] = shard.share;
-        let shard_tokens: usize = shard.questions.iter().map(|question| question.sequence.input_ids.len()).sum();
-        let (mut shard_done, mut told) = (0, false);
-        position.shard = shard.index;
-        asker.ask(shard, |sequences, tokens| {
-            shard_done += tokens;
+            Ok(next)
+        };
+        let mut told = false;
+        let tell = |shard: &ShardWork, sequences: u64, tokens: u64| {
+            let ([from, to], mut position, mut progress) = (shard.share, position.borrow_mut(), progress.borrow_mut());
+            let shard_tokens: usize = shard.questions.iter().map(|question| question.sequence.input_ids.len()).sum();
             position.sequences += sequences;
             position.tokens += tokens;
-            position.share = from + (to - from) * shard_done as f64 / shard_tokens.max(1) as f64;
-            progress.advance(position);
+            position.share += (to - from) * tokens as f64 / shard_tokens.max(1) as f64;
+            progress.advance(&position);
             if self.stop.signal().is_some() && !std::mem::replace(&mut told, true) {
-                progress.note(&format!("stopping after shard {}; once more ends at once, without it", shard.index));
+                progress.note(&format!("stopping after shard {}; once more ends at once, without it", position.shard));
             }
-        })
+        };
+        let publish = |answer, teacher_time: Duration| answers.send((answer, teacher_time.as_secs_f64())).is_ok();
+        asker.ask_all(next, tell, publish)?;
+        Ok(ended)
+    }
+
+    /// What the producer has, or waits for it a while; `ended` says why nothing follows.
+    fn next(&self, work: &Receiver<Result<Produced>>, wait: bool, ended: &mut Ended) -> Result<Next> {
+        if let Some(signal) = self.stop.signal() {
+            *ended = Ended::Stopped(signal);
+            return Ok(Next::End);
+        }
+        let produced = match wait {
+            true => work.recv_timeout(STOP_INTERVAL),
+            false => work.try_recv().map_err(|error| match error {
+                TryRecvError::Empty => RecvTimeoutError::Timeout,
+                TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
+            }),
+        };
+        *ended = match produced {
+            Ok(Ok(Produced::Shard(shard))) => return Ok(Next::Shard(Arc::new(shard))),
+            Err(RecvTimeoutError::Timeout) => return Ok(Next::NotYet),
+            Ok(Err(error)) => return Err(error),
+            Ok(Ok(Produced::End(counts))) => Ended::Corpus(counts),
+            // Only a request to stop ends the producer without a word.
+            Err(RecvTimeoutError::Disconnected) => Ended::Stopped(self.stop.signal().unwrap_or(2)),
+        };
+        Ok(Next::End)
     }
 
     /// Marks the manifest complete, or says how to continue.

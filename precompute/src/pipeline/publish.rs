@@ -1,6 +1,6 @@
 //! The last thread, and those it encodes on: a shard is published while the teacher works on the next one.
 
-use super::ask::ShardAnswer;
+use super::asker::ShardAnswer;
 use crate::config::Config;
 use logitcache::atomic_file::write_bytes_atomically;
 use logitcache::cache::manifest::Manifest;
@@ -22,7 +22,7 @@ const CPU_SESSION_SHARE: usize = 4;
 pub struct Timing {
     /// From the first question to the last shard, summed over runs.
     pub seconds: f64,
-    /// Of these, in the teacher's session.
+    /// Of these, in the teacher's session and in the head that is left to us; where there are several sessions, in the mean of them.
     pub teacher_seconds: f64,
     /// Tokens asked about, padding left out. More than the cache holds where a run was killed within a shard that was then published.
     pub tokens: u64,

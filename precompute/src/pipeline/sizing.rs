@@ -1,6 +1,6 @@
 //! The tokens of a batch: as typed, as an earlier run took them, or as this machine's teacher is fastest with.
 
-use super::ask::Asker;
+use super::asker::Asker;
 use super::inputs::Source;
 use super::produce::{ShardWork, batches, read_pass};
 use super::publish::encoding_threads;
@@ -16,6 +16,7 @@ use logitcache::cache::manifest::Manifest;
 use logitcache::error::Result;
 use logitcache::target::TargetSpec;
 use rayon::ThreadPool;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The name under which the manifest keeps the tokens of a batch.
@@ -49,12 +50,12 @@ pub fn demand(config: &Config, teacher: &Teacher, spec: &TargetSpec) -> Demand {
     Demand::of(spec, teacher.answer_width(), model_width, sequences, length, threads)
 }
 
-impl Sizing<'_> {
-    /// Memory for batches and shards.
-    pub fn memory(&self) -> Memory {
-        Memory::of(self.config.memory, memory::total())
-    }
+/// Memory for batches and shards.
+pub fn memory(config: &Config) -> Memory {
+    Memory::of(config.memory, memory::total())
+}
 
+impl Sizing<'_> {
     /// The tokens of a batch, and how they were found in words. `kept` is what an earlier run took.
     ///
     /// # Errors
@@ -63,10 +64,10 @@ impl Sizing<'_> {
         let given =
             self.config.batch_tokens.map(|tokens| (tokens, "as typed")).or(kept.map(|tokens| (tokens, "as the cache was begun with")));
         if let Some((tokens, how)) = given {
-            demand.expect_room(tokens, self.memory())?;
+            demand.expect_room(tokens, memory(self.config))?;
             return Ok((tokens, how.to_owned()));
         }
-        let most = demand.most_tokens(self.memory())?;
+        let most = demand.most_tokens(memory(self.config))?;
         let max_length = demand.max_length;
         let questions = self.first_shard()?;
         let tokens: usize = questions.iter().map(|question| question.sequence.input_ids.len()).sum();
@@ -101,23 +102,24 @@ impl Sizing<'_> {
     /// (size, tokens a second) of each size that the time allows; padding counts as time, not as tokens.
     fn measure(&self, asker: &mut Asker<'_>, questions: &[Question], sizes: &[usize], progress: &Progress) -> Result<Vec<(usize, f64)>> {
         let pad_id = self.source.tokenizer.special().padding();
-        let samples: Vec<Sample> = sizes.iter().map(|size| Sample::of(questions, batches(questions, *size, pad_id))).collect();
+        let samples: Vec<Sample> =
+            sizes.iter().map(|size| Sample::of(questions, batches(questions, *size, pad_id), asker.lanes())).collect();
         let mut rates: Vec<(usize, f64)> = Vec::new();
         let started = Instant::now();
         // Not counted: a session's first run allocates.
-        asker.ask(&samples[0].work, |_, _| {})?;
+        asker.ask(samples[0].work.clone(), |_, _, _| {})?;
         for round in 0..ROUNDS {
             // After the first round, those that ran in it.
             let tried = if round == 0 { sizes.len() } else { rates.len() };
             for (index, (size, sample)) in sizes.iter().zip(&samples).take(tried).enumerate() {
                 let speed = rates.last().map_or(0.0, |(_, rate)| *rate);
-                let expected = if speed > 0.0 { *size as f64 / speed } else { 0.0 };
+                let expected = if speed > 0.0 { (asker.lanes() * size) as f64 / speed } else { 0.0 };
                 let left = TIME.saturating_sub(started.elapsed()).as_secs_f64();
                 if self.stop.signal().is_some() || expected > left {
                     return Ok(rates);
                 }
                 let asked = Instant::now();
-                match asker.ask(&sample.work, |_, _| {}) {
+                match asker.ask(sample.work.clone(), |_, _, _| {}) {
                     // How much memory a GPU has left nobody has asked: a size that it refuses, where smaller ones ran, is taken for too large.
                     Err(error) if may_be_too_large(&self.config.provider, index, rates.len()) => {
                         progress.note(&format!("batches of {size} tokens or more are left out: {error}"));
@@ -143,15 +145,15 @@ fn may_be_too_large(provider: &str, index: usize, ran: usize) -> bool {
 
 /// A batch that stands for all of a shard's.
 struct Sample {
-    /// It alone, with its questions.
-    work: ShardWork,
-    /// Its tokens, of which as large a share is padding as of the whole shard.
+    /// It alone, once for each lane, with its questions.
+    work: Arc<ShardWork>,
+    /// The tokens of all lanes, of which as large a share is padding as of the whole shard.
     tokens: f64,
 }
 
 impl Sample {
     /// Of at least one batch: of those that are nearly full, the one in the middle of the lengths.
-    fn of(questions: &[Question], mut batches: Vec<(BatchPlan, TeacherBatch)>) -> Self {
+    fn of(questions: &[Question], mut batches: Vec<(BatchPlan, TeacherBatch)>, lanes: usize) -> Self {
         let padded = |(plan, _): &(BatchPlan, TeacherBatch)| plan.padded_tokens();
         let all: usize = batches.iter().map(padded).sum();
         let tokens: i64 = batches.iter().flat_map(|(_, batch)| &batch.attention_mask).sum();
@@ -162,8 +164,9 @@ impl Sample {
         let (mut plan, batch) = batches.swap_remove(chosen);
         let questions = plan.rows.iter().map(|row| questions[*row].clone()).collect();
         plan.rows = (0..plan.rows.len()).collect();
-        let tokens = plan.padded_tokens() as f64 * tokens as f64 / all.max(1) as f64;
-        Self { work: ShardWork { index: 0, pass: 0, questions, batches: vec![(plan, batch)], share: [0.0, 1.0] }, tokens }
+        let tokens = (lanes * plan.padded_tokens()) as f64 * tokens as f64 / all.max(1) as f64;
+        let work = ShardWork { index: 0, pass: 0, questions, batches: vec![(plan, batch); lanes], share: [0.0, 1.0] };
+        Self { work: Arc::new(work), tokens }
     }
 }
 
@@ -194,11 +197,12 @@ mod tests {
             let teacher = TeacherBatch { rows: rows.len(), length, attention_mask: mask, ..TeacherBatch::default() };
             (BatchPlan { rows: rows.collect(), length }, teacher)
         };
-        let sample = Sample::of(&questions, vec![batch(0..4, 25, 100), batch(4..9, 20, 80), batch(9..14, 10, 50), batch(14..16, 5, 10)]);
-        let ShardWork { questions, batches, .. } = &sample.work;
+        let sample = Sample::of(&questions, vec![batch(0..4, 25, 100), batch(4..9, 20, 80), batch(9..14, 10, 50), batch(14..16, 5, 10)], 2);
+        let ShardWork { questions, batches, .. } = &*sample.work;
         let ids: Vec<u64> = questions.iter().map(|question| question.sequence.sequence_id).collect();
         assert_eq!((batches[0].0.rows.len(), batches[0].0.length), (5, 20), "the third is in the middle, but half empty");
+        assert!(batches.len() == 2 && batches[0] == batches[1], "one for each lane");
         assert_eq!((ids, &batches[0].0.rows[..]), (vec![4, 5, 6, 7, 8], &[0, 1, 2, 3, 4][..]));
-        assert!((sample.tokens - 100.0 * 240.0 / 260.0).abs() < 1e-9);
+        assert!((sample.tokens - 200.0 * 240.0 / 260.0).abs() < 1e-9);
     }
 }

@@ -1,12 +1,14 @@
 //! Whole caches of every task, made of the small random teachers: each row against its teacher asked about that row alone.
 
+mod left_head;
+
 use super::*;
 use crate::cli::{Request, parse};
-use crate::teacher::{HiddenLayers, TeacherBatch, locate, prepare, runtime};
+use crate::teacher::{HiddenLayers, Teacher, TeacherBatch, locate, prepare, runtime};
 use logitcache::cache::reader::{Cache, Projection};
 use logitcache::cache::record::Record;
 use logitcache::oracle::{log_z, top_k};
-use logitcache::target::{Pooling, Problem, Task};
+use logitcache::target::{Pooling, Problem, TargetSpec, Task};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -91,6 +93,11 @@ fn check(place: &str, record: &Record, spec: &TargetSpec, manifest: &Manifest, t
         return close(place, &record.embedding, &vector(&rows, pooling, manifest.teacher.normalized));
     }
     assert!(!record.positions.is_empty(), "{place}");
+    check_targets(place, record, spec, &rows);
+}
+
+/// Against the logits of every position.
+fn check_targets(place: &str, record: &Record, spec: &TargetSpec, rows: &[Vec<f32>]) {
     let (k, temperatures) = (spec.top_k(), spec.temperatures());
     for (index, position) in record.positions.iter().enumerate() {
         let logits: Vec<f64> = rows[usize::from(*position)].iter().map(|logit| f64::from(*logit)).collect();
@@ -153,6 +160,30 @@ fn every_task_makes_a_cache_of_what_its_teacher_says_of_each_sequence_alone() {
         let said = summary.to_string();
         assert_eq!(said.contains("masked"), task == Task::MaskedLm, "{said}");
         assert_eq!(said.contains("vectors"), task == Task::SentenceEmbedding, "{said}");
+    }
+}
+
+/// The teacher of a run as often as the run opens it, and what that takes.
+fn opened(config: &Config) -> lanes::Opened {
+    let (inputs, prepared) = inputs::open(config).unwrap();
+    lanes::open(config, &inputs, prepared, config.batch_tokens, sizing::memory(config), &thread_pool(config).unwrap()).unwrap()
+}
+
+#[test]
+fn records_are_the_same_in_any_number_of_lanes() {
+    for name in ["xlm-roberta", "gpt2", "albert-tagger", "mpnet-sentence"] {
+        let directory = tempfile::tempdir().unwrap();
+        let demand = opened(&config(name, directory.path(), "--threads 1")).demand;
+        let scarce = format!("--threads 2 --memory {}B", demand.shard_bytes + demand.token_bytes * 60);
+        let mut first = None;
+        for (more, expected) in [("--threads 1", 1), ("--threads 2", 2), ("--threads 3", 3), (&scarce, 1)] {
+            let directory = tempfile::tempdir().unwrap();
+            let config = config(name, directory.path(), more);
+            assert_eq!(opened(&config).lanes.len(), expected, "{name} {more}");
+            make(&config).unwrap();
+            let found = records(&directory.path().join("cache"));
+            assert_eq!(&found, first.get_or_insert_with(|| found.clone()), "{name} {more}");
+        }
     }
 }
 

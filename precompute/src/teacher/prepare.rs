@@ -73,6 +73,11 @@ impl Prepared {
         &self.task
     }
 
+    /// Numbers that the model was trained to.
+    pub fn parameters(&self) -> u64 {
+        self.parameters
+    }
+
     /// The files of a sentence encoder's modules, relative to the directory of its `modules.json`.
     pub fn module_files(&self) -> &[PathBuf] {
         &self.module_files
@@ -97,7 +102,7 @@ impl Prepared {
     }
 
     /// Puts the graph aside while `copy` is made, which is without it, and will read it again.
-    pub(super) fn without_graph(&mut self) -> Self {
+    pub fn without_graph(&mut self) -> Self {
         let graph = self.graph.take();
         let copy = self.clone();
         self.graph = graph;

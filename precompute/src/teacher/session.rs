@@ -277,7 +277,8 @@ impl Teacher {
         let field = format!("output {output}");
         agree(&self.model, &field, answer_width, declared.and_then(|size| u64::try_from(size).ok()), "export the model again")?;
         if let Some(head) = self.head.as_ref().filter(|head| head.depth() != answer_width) {
-            return Err(Error::invalid("states in front of the head", format!("{} numbers each", head.depth()), answer_width.to_string()));
+            let expected = format!("rows of {} numbers, as many as the head's weights have", head.depth());
+            return Err(Error::data(&self.model, field, expected, answer_width.to_string(), "export the model again"));
         }
         let width = self.head.as_ref().map_or(answer_width, |head| head.width());
         let config_path = config.path.as_deref().unwrap_or(&self.model);

@@ -4,6 +4,7 @@
 //!
 //! It is for many ids alone, and for a processor with wide registers: elsewhere a library's product and the passes over its result are as good.
 
+use super::aligned::Aligned;
 use super::exponentials::Chain;
 use super::lanes::{Lanes, Portable};
 use super::product::{STRIP, TILE, pack_states, pack_weights, products};
@@ -17,7 +18,7 @@ const FEWEST_IDS: usize = 4096;
 /// Ids for each of the k that are kept, at least: else most of a row is a candidate.
 const IDS_PER_K: usize = 16;
 /// Rows that a thread takes through the vocabulary together, at most: they, their logits of a tile and a panel's weights fill the second-nearest memory.
-const BLOCK_ROWS: usize = 126;
+const BLOCK_ROWS: usize = 264;
 
 /// How the weights of a head lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +35,7 @@ pub struct Head {
     width: usize,
     kernel: Kernel,
     /// As [`pack_weights`] leaves them.
-    panels: Vec<f32>,
+    panels: Aligned,
     /// Of as many ids as the panels hold.
     bias: Vec<f32>,
 }
@@ -49,7 +50,8 @@ impl fmt::Debug for Head {
 #[derive(Default)]
 struct Scratch {
     strips: Vec<f32>,
-    logits: Vec<[f32; TILE]>,
+    /// `[rows, TILE]`.
+    logits: Aligned,
     rows: Vec<Running>,
 }
 
@@ -116,7 +118,7 @@ impl Head {
 
     fn block(&self, rows: &[&[f32]], wanted: &Wanted<'_>, scratch: &mut Scratch) -> Vec<Result<Targets, NotFinite>> {
         pack_states(rows, self.depth, &mut scratch.strips);
-        scratch.logits.resize(rows.len().next_multiple_of(STRIP), [0.0; TILE]);
+        scratch.logits.reserve(rows.len().next_multiple_of(STRIP) * TILE);
         scratch.rows.resize_with(rows.len(), || Running::new(wanted.chains));
         scratch.rows.iter_mut().for_each(Running::restart);
         match self.kernel {
@@ -153,7 +155,8 @@ fn block_rows(rows: usize, threads: usize) -> usize {
 #[inline(always)]
 fn tiles<L: Lanes, const REGISTERS: usize, const PANEL: usize>(head: &Head, wanted: &Wanted<'_>, scratch: &mut Scratch) {
     let Scratch { strips, logits, rows } = scratch;
-    let panels = head.panels.chunks(head.depth * TILE);
+    let logits = logits.get_mut().as_chunks_mut::<TILE>().0;
+    let panels = head.panels.get()[..head.bias.len() * head.depth].chunks(head.depth * TILE);
     for ((panels, bias), first) in panels.zip(head.bias.chunks(TILE)).zip((0..).step_by(TILE)) {
         products::<L, REGISTERS, PANEL>(strips, head.depth, panels, bias, logits);
         let ids = TILE.min(head.width - first);

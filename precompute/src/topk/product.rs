@@ -3,8 +3,9 @@
 //! The weights never change, so they are put into panels once: for each number of a state the weights of a panel's ids, side by side. The states of a
 //! strip lie likewise. Then the innermost loop reads both from one end to the other, and its sums stay in registers (the order of K. Goto and R. van de
 //! Geijn, "Anatomy of High-Performance Matrix Multiplication", ACM TOMS 34, 2008). Every sum has the same order of terms, whatever rows are beside it
-//! and whatever the registers' width: its logit is the same to the bit.
+//! and however wide the registers are: its logit is the same to the bit on every processor whose multiply-add rounds once.
 
+use super::aligned::Aligned;
 use super::lanes::Lanes;
 
 /// Rows of a strip: with the registers of a panel, as many sums as registers hold beside what is multiplied.
@@ -13,15 +14,17 @@ pub(super) const STRIP: usize = 6;
 pub(super) const TILE: usize = 256;
 /// Weights of a panel that are gone through at a time: they stay in the nearest memory while every strip meets them.
 const NEAR_WEIGHTS: usize = 8192;
+/// Weights of a cache line.
+const LINE: usize = 16;
 /// Steps that the loop takes at once. Without it a third of its instructions are the loop's own.
 const UNROLLED: usize = 4;
 
 /// What is multiplied by `weight`, of a state's number `inner` and the id `id`, in panels of `panel` ids: `[panels, depth, panel]`, 0 behind the last id.
-pub(super) fn pack_weights(depth: usize, width: usize, panel: usize, weight: impl Fn(usize, usize) -> f32) -> Vec<f32> {
-    let mut packed = Vec::with_capacity(width.next_multiple_of(panel) * depth);
-    for first in (0..width).step_by(panel) {
-        for inner in 0..depth {
-            packed.extend((first..first + panel).map(|id| if id < width { weight(inner, id) } else { 0.0 }));
+pub(super) fn pack_weights(depth: usize, width: usize, panel: usize, weight: impl Fn(usize, usize) -> f32) -> Aligned {
+    let mut packed = Aligned::zeros(width.next_multiple_of(panel) * depth);
+    for (first, panel) in (0..width).step_by(panel).zip(packed.get_mut().chunks_exact_mut(panel * depth)) {
+        for (inner, weights) in panel.chunks_exact_mut(panel.len() / depth).enumerate() {
+            weights.iter_mut().zip(first..width).for_each(|(packed, id)| *packed = weight(inner, id));
         }
     }
     packed
@@ -56,9 +59,15 @@ pub(super) fn products<L: Lanes, const REGISTERS: usize, const PANEL: usize>(
         let mut from = 0;
         while from < depth {
             let to = (from + NEAR_WEIGHTS / PANEL).min(depth);
+            // What is multiplied next lies behind, far away: a share of it is asked for with every strip.
+            let near = &panel[from..to];
+            let mut next = near.as_flattened().as_ptr_range().end;
+            let share = near.as_flattened().len().div_ceil(strips.len() / depth / STRIP).next_multiple_of(LINE);
             for (strip, logits) in strips.chunks_exact(STRIP * depth).zip(logits.as_chunks_mut::<STRIP>().0) {
+                (0..share).step_by(LINE).for_each(|place| L::prefetch(next.wrapping_add(place)));
+                next = next.wrapping_add(share);
                 let strip = &strip.as_chunks::<STRIP>().0[from..to];
-                sums::<L, REGISTERS, PANEL>(strip, &panel[from..to], (from == 0).then_some(bias), first, logits);
+                sums::<L, REGISTERS, PANEL>(strip, near, (from == 0).then_some(bias), first, logits);
             }
             from = to;
         }

@@ -165,7 +165,7 @@ fn it_pays_for_many_ids_and_few_of_them_kept() {
 
 #[test]
 fn blocks_are_whole_strips_and_shared_evenly() {
-    for (rows, threads, expected) in [(1, 2, 6), (12, 2, 6), (154, 2, 78), (1024, 2, 108), (1024, 16, 66), (126, 1, 126), (0, 2, 6)] {
+    for (rows, threads, expected) in [(1, 2, 6), (12, 2, 6), (154, 2, 78), (1024, 2, 258), (1024, 16, 66), (264, 1, 264), (0, 2, 6)] {
         assert_eq!(block_rows(rows, threads), expected, "{rows} rows, {threads} threads");
     }
 }
