@@ -15,8 +15,8 @@ const AS_GOOD: f64 = 0.03;
 /// Arrays of the size of a batch's logits that live at once: the product with the vocabulary, the same with its bias, which is the answer, and
 /// what the session's arena has rounded up.
 const LOGITS_HELD: u64 = 3;
-/// Shards whose answers live at once: the one being made, and the one being written.
-const SHARDS_HELD: u64 = 2;
+/// Shards whose answers live at once: the one being written, the one that is whole and waits for it, and the one being made.
+const SHARDS_HELD: u64 = 3;
 /// What a row group takes while it is encoded, of its bytes: its columns, what they are encoded to, and a column's levels.
 const GROUP_HELD: u64 = 5;
 /// Where the system does not say how much memory it has.
@@ -199,9 +199,9 @@ mod tests {
     fn row_groups_count_by_threads_up_to_a_whole_shard() {
         let shard_bytes = |threads| Demand::of(&spec(Task::CausalLm, 50_000), 50_000, 64, 512, 128, threads).shard_bytes;
         let shard = 512 * 128 * (8 * 64 + 4 + 2 * 4 + 16);
-        assert_eq!(shard_bytes(1), 2 * shard + 5 * (4 << 20));
-        assert_eq!(shard_bytes(5), 2 * shard + 25 * (4 << 20));
-        assert_eq!(shard_bytes(64), 7 * shard);
+        assert_eq!(shard_bytes(1), 3 * shard + 5 * (4 << 20));
+        assert_eq!(shard_bytes(5), 3 * shard + 25 * (4 << 20));
+        assert_eq!(shard_bytes(64), 8 * shard);
     }
 
     #[test]

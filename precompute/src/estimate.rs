@@ -22,7 +22,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Sequences the teacher is asked about, at most; at least half of it where the corpus has as many.
+/// Sequences the teacher is asked about, at most but for many lanes; at least half of it where the corpus has as many.
 const SAMPLE_SEQUENCES: usize = 128;
 /// The same for each of many lanes, all of which are to be busy.
 const LANE_SEQUENCES: usize = 64;
@@ -91,7 +91,7 @@ pub fn estimate(config: &Config, scratch: &Path, stop: &Stop, progress: &mut Pro
         share: [0.0, 1.0],
     };
     let mut warm_up = work(&questions[..questions.len().min(WARM_UP_SEQUENCES)]);
-    // One for each lane.
+    // As many batches as lanes, so that hardly a session runs for the first time within the clock.
     warm_up.batches = warm_up.batches.into_iter().cycle().take(asker.lanes()).collect();
     asker.ask(Arc::new(warm_up), |_, _, _| {})?;
     let started = Instant::now();

@@ -14,9 +14,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// Shards of which batches are under way: the second is begun when every batch of the first is.
+/// Shards of which batches are under way: those of the second are handed out when every one of the first is. Where two shards have fewer batches than there
+/// are lanes, some have nothing to do.
 const SHARDS_OPEN: usize = 2;
-/// Batches that lie ready for each lane, the one that it is at among them.
+/// Batches that are handed out for each lane, the one that it is at among them.
 const BATCHES_READY: usize = 2;
 /// How long the answers are waited for before the next shard is asked for again, where it was not there yet.
 const PATIENCE: Duration = Duration::from_millis(10);
@@ -43,7 +44,7 @@ pub enum Next {
 }
 
 /// A batch for a lane.
-pub(super) struct Job {
+struct Job {
     /// How many shards came before the batch's.
     shard: usize,
     /// Its place in the shard.
@@ -52,7 +53,7 @@ pub(super) struct Job {
 }
 
 /// What a lane made of a batch.
-pub(super) struct Answered {
+struct Answered {
     shard: usize,
     batch: usize,
     records: Result<Vec<Record>>,
@@ -98,8 +99,8 @@ impl<'a> Asker<'a> {
         answer.ok_or_else(|| Error::invalid("answers of a shard", "all of them", "none"))
     }
 
-    /// Gives the answers for one shard after the other to `publish`, with what was spent in the sessions so far: of two lanes that are busy all the time, the
-    /// time that has passed. `next` says what follows, and may wait if it is given true; `tell` hears of each batch: its shard, its sequences and its tokens
+    /// Gives the answers for one shard after the other to `publish`, with the mean over the lanes of what was spent in their sessions so far, for batches of the
+    /// next shard too. `next` says what follows, and has to wait a while for it if it is given true; `tell` hears of each batch: its shard, its sequences and its tokens
     /// without padding. Ends early where `publish` gives false.
     ///
     /// # Errors
@@ -111,60 +112,84 @@ impl<'a> Asker<'a> {
         tell: impl FnMut(&ShardWork, u64, u64),
         publish: impl FnMut(ShardAnswer, Duration) -> bool,
     ) -> Result<()> {
-        let ((jobs, queue), (sender, answers)) = (channel(), channel());
-        let (queue, limit, asking) = (&Mutex::new(queue), &AtomicUsize::new(usize::MAX), &self.asking);
-        let teacher_time = self.teacher_time;
-        let (count, lanes) = (self.lanes.len(), &mut self.lanes);
-        let flow = std::thread::scope(|scope| {
-            let start = |lane| {
-                let sender = sender.clone();
-                scope.spawn(move || take_jobs(lane, asking, queue, limit, &sender))
-            };
-            let threads: Vec<_> = lanes.iter_mut().map(start).collect();
-            drop(sender);
-            let mut flow =
-                Flow { jobs, answers, limit, lanes: count, open: VecDeque::new(), published: 0, under_way: 0, refused: None, teacher_time };
-            flow.run(next, tell, publish);
-            let Flow { jobs, answers, refused, teacher_time, .. } = flow;
-            // What is ready but not begun is left; of what is under way, another refusal may be the earlier one.
-            limit.store(0, Ordering::Relaxed);
-            drop(jobs);
-            let left = answers.iter().filter_map(|Answered { shard, batch, records, .. }| Some((shard, batch, records.err()?)));
-            let refused = refused.into_iter().chain(left).min_by_key(|(shard, batch, _)| (*shard, *batch));
-            for thread in threads {
-                thread.join().unwrap_or_else(|panic| resume_unwind(panic));
-            }
-            (refused, teacher_time)
+        let asking = &self.asking;
+        let workers = self.lanes.iter_mut().map(|Lane { teacher, pool }| {
+            // In the pool, so that a lane of one thread makes its targets where its session has run.
+            move |work: &ShardWork, batch: usize, time: &mut Duration| pool.install(|| asking.ask_batch(teacher, work, batch, time))
         });
-        self.teacher_time = flow.1;
-        flow.0.map_or(Ok(()), |(_, _, error)| Err(error))
+        side_by_side(workers.collect(), &mut self.teacher_time, next, tell, publish)
     }
 }
 
-/// Answers one batch after the other until no more come; none of shards from `limit` on.
-fn take_jobs(lane: &mut Lane, asking: &Asking<'_>, queue: &Mutex<Receiver<Job>>, limit: &AtomicUsize, sender: &Sender<Answered>) {
-    let Lane { teacher, pool } = lane;
-    let mut work_on = || {
-        loop {
-            let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-            let Ok(Job { shard, batch, work }) = job else { break };
-            if shard >= limit.load(Ordering::Relaxed) {
-                continue;
-            }
-            let mut teacher_time = Duration::ZERO;
-            let records = asking.ask_batch(teacher, &work, batch, &mut teacher_time);
-            if sender.send(Answered { shard, batch, records, teacher_time }).is_err() {
-                break;
-            }
+/// [`Asker::ask_all`], each of `workers` being what makes the records of a batch of a shard, and adds what it spends in a session.
+fn side_by_side<W>(
+    workers: Vec<W>,
+    teacher_time: &mut Duration,
+    next: impl FnMut(bool) -> Result<Next>,
+    tell: impl FnMut(&ShardWork, u64, u64),
+    publish: impl FnMut(ShardAnswer, Duration) -> bool,
+) -> Result<()>
+where
+    W: FnMut(&ShardWork, usize, &mut Duration) -> Result<Vec<Record>> + Send,
+{
+    let ((jobs, queue), (sender, answers)) = (channel(), channel());
+    let (queue, limit, lanes) = (&Mutex::new(queue), &AtomicUsize::new(usize::MAX), workers.len());
+    let refused = std::thread::scope(|scope| {
+        let start = |worker| {
+            let sender = sender.clone();
+            scope.spawn(move || take_jobs(worker, queue, limit, &sender))
+        };
+        let threads: Vec<_> = workers.into_iter().map(start).collect();
+        drop(sender);
+        let spent = *teacher_time;
+        let mut flow =
+            Flow { jobs, answers, limit, lanes, open: VecDeque::new(), published: 0, under_way: 0, refused: None, teacher_time: spent };
+        flow.run(next, tell, publish);
+        let Flow { jobs, answers, refused, teacher_time: spent, .. } = flow;
+        *teacher_time = spent;
+        // What is handed out but not begun is left; of what is under way, another refusal may be the earlier one.
+        limit.store(0, Ordering::Relaxed);
+        drop(jobs);
+        let left = answers.iter().filter_map(|Answered { shard, batch, records, .. }| Some((shard, batch, records.err()?)));
+        let refused = refused.into_iter().chain(left).min_by_key(|(shard, batch, _)| (*shard, *batch));
+        for thread in threads {
+            thread.join().unwrap_or_else(|panic| resume_unwind(panic));
         }
-    };
-    // Inside the pool, so that a lane of one thread makes its targets where its session has run, and none is woken.
-    let worked = catch_unwind(AssertUnwindSafe(|| pool.install(&mut work_on)));
-    if let Err(panic) = worked {
-        // Its batch would be waited for without an end.
-        let records = Err(Error::invalid("a lane", "an answer", "a panic"));
-        let _ = sender.send(Answered { shard: 0, batch: 0, records, teacher_time: Duration::ZERO });
-        resume_unwind(panic);
+        refused
+    });
+    refused.map_or(Ok(()), |(_, _, error)| Err(error))
+}
+
+/// Answers one batch after the other until no more come; none of shards from `limit` on.
+fn take_jobs(
+    mut worker: impl FnMut(&ShardWork, usize, &mut Duration) -> Result<Vec<Record>>,
+    queue: &Mutex<Receiver<Job>>,
+    limit: &AtomicUsize,
+    sender: &Sender<Answered>,
+) {
+    loop {
+        let queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let Ok(Job { shard, batch, work }) = queue.recv() else { break };
+        // Before a later batch can be taken: what is refused of that does not hide what this one would be refused for.
+        let limit = limit.load(Ordering::Relaxed);
+        drop(queue);
+        if shard >= limit {
+            continue;
+        }
+        let mut teacher_time = Duration::ZERO;
+        let asked = catch_unwind(AssertUnwindSafe(|| worker(&work, batch, &mut teacher_time)));
+        // A batch without an answer would be waited for without an end.
+        let (records, panic) = match asked {
+            Ok(records) => (records, None),
+            Err(panic) => (Err(Error::invalid("a lane", "an answer", "a panic")), Some(panic)),
+        };
+        let is_heard = sender.send(Answered { shard, batch, records, teacher_time }).is_ok();
+        if let Some(panic) = panic {
+            resume_unwind(panic);
+        }
+        if !is_heard {
+            break;
+        }
     }
 }
 
@@ -172,8 +197,8 @@ fn take_jobs(lane: &mut Lane, asking: &Asking<'_>, queue: &Mutex<Receiver<Job>>,
 struct Open {
     work: Arc<ShardWork>,
     records: Vec<Record>,
-    /// Batches that a lane has, or had.
-    begun: usize,
+    /// Batches that were handed out.
+    handed_out: usize,
     /// Batches without an answer.
     left: usize,
 }
@@ -239,8 +264,9 @@ impl Flow<'_> {
             match self.answers.recv_timeout(patience) {
                 Ok(answered) => self.take(answered, &mut tell),
                 Err(RecvTimeoutError::Timeout) => {}
-                // Not before the lanes have ended, which wait for this.
-                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Disconnected) => {
+                    return self.refuse(self.published, 0, Error::invalid("lanes", "an answer", "none that could give it"));
+                }
             }
         }
     }
@@ -248,18 +274,18 @@ impl Flow<'_> {
     fn begin(&mut self, work: Arc<ShardWork>) {
         let mut records = Vec::new();
         records.resize_with(work.questions.len(), Record::default);
-        self.open.push_back(Open { records, begun: 0, left: work.batches.len(), work });
+        self.open.push_back(Open { records, handed_out: 0, left: work.batches.len(), work });
     }
 
     /// Gives the lanes batches in order, so many that none has to wait.
     fn hand_out(&mut self) {
         for (number, open) in self.open.iter_mut().enumerate() {
-            while open.begun < open.work.batches.len() && self.under_way < BATCHES_READY * self.lanes {
-                let job = Job { shard: self.published + number, batch: open.begun, work: open.work.clone() };
+            while open.handed_out < open.work.batches.len() && self.under_way < BATCHES_READY * self.lanes {
+                let job = Job { shard: self.published + number, batch: open.handed_out, work: open.work.clone() };
                 if self.jobs.send(job).is_err() {
                     return;
                 }
-                open.begun += 1;
+                open.handed_out += 1;
                 self.under_way += 1;
             }
         }
@@ -291,6 +317,12 @@ impl Flow<'_> {
         let Some(Open { work, records, .. }) = self.open.pop_front() else { return true };
         self.published += 1;
         let padded_tokens = work.batches.iter().map(|(plan, _)| plan.padded_tokens() as u64).sum();
-        publish(ShardAnswer { index: work.index, records, padded_tokens }, self.teacher_time / self.lanes.max(1) as u32)
+        let answer = ShardAnswer { index: work.index, records, padded_tokens };
+        // Publishing may take as long as a shard.
+        drop(work);
+        publish(answer, self.teacher_time / self.lanes.max(1) as u32)
     }
 }
+
+#[cfg(test)]
+mod tests;

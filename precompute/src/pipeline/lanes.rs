@@ -1,7 +1,7 @@
 //! How many sessions work side by side, and opening them.
 //!
 //! The threads of one session share every operator of a batch and meet after each, where the slower one is waited for. Threads that have a session and a
-//! batch of their own meet at the end of a shard alone. ONNX Runtime's sessions are not shared between them, since `ort` does not take a run of one session
+//! batch of their own wait for nobody while there are batches. ONNX Runtime's sessions are not shared between them, since `ort` does not take a run of one session
 //! from two threads for safe; so each lane holds a copy of the model, and a model that is large for the machine has one lane, with all threads.
 
 use super::ask::Lane;

@@ -7,8 +7,8 @@
 //! batches  --(1 shard)-->   teacher -> top-k -> records  --(hand over)-->  shard files -> manifest.json, timing.json
 //! ```
 //!
-//! Both channels are bounded, so memory holds the shard being made, the one ahead, the one being written and those of its row groups that are being
-//! encoded, however large the corpus is. A thread that fails drops its end of a channel, the others notice and end; the error of the earliest shard
+//! Both channels are bounded, and so is what the lanes are given, so that memory holds the shard being made, one that is whole, the one ahead, the one being
+//! written and those of its row groups that are being encoded, however large the corpus is. A thread that fails drops its end of a channel, the others notice and end; the error of the earliest shard
 //! is the one returned.
 
 pub mod ask;
@@ -52,7 +52,7 @@ const STOP_INTERVAL: Duration = Duration::from_millis(100);
 ///
 /// # Errors
 /// [`Error::Usage`] where the flags, the teacher and the directory do not go together; [`Error::Data`], [`Error::Io`] and
-/// [`Error::Library`] of the inputs and the disk; [`Error::Interrupted`] after the current shard where `stop` says so.
+/// [`Error::Library`] of the inputs and the disk; [`Error::Interrupted`] after the shards that are begun where `stop` says so.
 pub fn run(config: &Config, directory: &Path, stop: &Stop, progress: &mut Progress) -> Result<Summary> {
     // A directory that is no cache yet is made only when nothing more can be refused.
     let begun = is_begun(directory)?;
@@ -211,7 +211,7 @@ impl Run<'_> {
         asker.forget_time();
         let (ended, manifest) = std::thread::scope(|scope| {
             let (work_sender, work) = sync_channel(1);
-            // Of capacity 0: a finished shard waits in this thread's hands, not in a third place.
+            // Of capacity 0: a finished shard waits in this thread's hands, and the lanes do not get far ahead meanwhile.
             let (answer_sender, answers) = sync_channel(0);
             let producer = scope.spawn(|| {
                 // Moved in, so that the channel closes when the thread ends.
@@ -267,7 +267,7 @@ impl Run<'_> {
             position.share += (to - from) * tokens as f64 / shard_tokens.max(1) as f64;
             progress.advance(&position);
             if self.stop.signal().is_some() && !std::mem::replace(&mut told, true) {
-                progress.note(&format!("stopping after shard {}; once more ends at once, without it", position.shard));
+                progress.note(&format!("stopping after shard {}; once more ends at once, without what is not written", position.shard));
             }
         };
         let publish = |answer, teacher_time: Duration| answers.send((answer, teacher_time.as_secs_f64())).is_ok();

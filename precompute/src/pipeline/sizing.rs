@@ -71,7 +71,7 @@ impl Sizing<'_> {
         let max_length = demand.max_length;
         let questions = self.first_shard()?;
         let tokens: usize = questions.iter().map(|question| question.sequence.input_ids.len()).sum();
-        let sizes = candidates(max_length, most, tokens);
+        let sizes = candidates(max_length, most, tokens / asker.lanes());
         // Where the corpus is no larger than a shard, measuring takes longer than any choice can save.
         let rates = if sizes.len() < 2 || questions.len() < self.config.shard_sequences {
             Vec::new()
