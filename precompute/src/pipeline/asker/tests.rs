@@ -96,7 +96,7 @@ fn every_batch_is_asked_once_and_shards_come_whole_and_in_order() {
     for lanes in [1, 2, 3, 8, 40] {
         // Every third batch takes longer than the others.
         let slow = |_, batch: usize| {
-            std::thread::sleep(Duration::from_micros(if batch % 3 == 0 { 900 } else { 0 }));
+            std::thread::sleep(Duration::from_micros(if batch.is_multiple_of(3) { 900 } else { 0 }));
             Ok(())
         };
         let seen = run(lanes, &SIZES, None, usize::MAX, slow);
