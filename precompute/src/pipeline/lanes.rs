@@ -30,7 +30,8 @@ pub struct Opened {
     pub demand: Demand,
 }
 
-/// Changes the teacher's graph to what this run asks of it, and opens it as often as it has lanes, on the threads of `pool`. `batch_tokens`: the tokens of a batch where they are known.
+/// Changes the graph of the teacher to what this run asks of it, and opens it as often as it has lanes, on the threads of `pool`. `batch_tokens`: the tokens
+/// of a batch where they are known.
 ///
 /// # Errors
 /// Those of the session, and of [`Config::target_spec`].
