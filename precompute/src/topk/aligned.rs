@@ -1,7 +1,7 @@
 //! Numbers that begin where a cache line does.
 //!
-//! A register as wide as a line that is loaded from within one takes two lines' time, and an allocator promises less: the head's product is 1.4 times as
-//! fast with its weights at the beginning of a line.
+//! A register as wide as a line that is loaded from within one reads two, and an allocator promises less: the head's product is a tenth faster where its
+//! weights begin with a line (tests/BENCHMARKS.md).
 
 /// Bytes of a cache line, and of the widest register.
 const LINE: usize = 64;
