@@ -60,7 +60,7 @@ pub fn estimate(config: &Config, scratch: &Path, stop: &Stop, progress: &mut Pro
     let task = inputs.source.task.clone();
     let wide = task.task.is_language_model().then(|| config.top_k.unwrap_or(DEFAULT_TOP_K).max(largest_k));
     let asked = Config { top_k: wide, ..config.clone() };
-    let pool = thread_pool(config)?;
+    let pool = thread_pool(config, config.threads)?;
     let Opened { lanes, spec: wide_spec, .. } = lanes::open(&asked, &inputs, prepared, config.batch_tokens, sizing::memory(config), &pool)?;
     lanes[0].teacher.notes().iter().for_each(|note| progress.note(note));
     let facts = inputs::SessionFacts::of(&lanes[0].teacher);

@@ -22,17 +22,6 @@ pub struct Lane {
     pub pool: ThreadPool,
 }
 
-impl Lane {
-    /// A lane of `threads` threads. `model`: its file, for messages.
-    ///
-    /// # Errors
-    /// [`Error::Library`] where the system gives no threads.
-    pub fn new(teacher: Teacher, threads: usize, model: &Path) -> Result<Self> {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-        Ok(Self { teacher, pool: pool.map_err(Error::library("start threads for", model))? })
-    }
-}
-
 /// What is asked of every batch.
 pub(super) struct Asking<'a> {
     /// What a record promises.

@@ -7,6 +7,7 @@
 use super::ask::Lane;
 use super::inputs::{Inputs, SessionFacts};
 use super::sizing::demand;
+use super::thread_pool;
 use crate::budget::{Demand, Memory};
 use crate::config::Config;
 use crate::config::by_task::DEFAULT_TOP_K;
@@ -49,7 +50,7 @@ pub fn open(
     let mut copies: Vec<Prepared> = (1..wanted).map(|_| prepared.without_graph()).collect();
     let open = |prepared: Prepared, lanes: usize| -> Result<Lane> {
         let teacher = Teacher::open(&inputs.runtime, prepared, config.threads / lanes, &config.provider)?;
-        Lane::new(teacher, config.threads / lanes, &config.teacher)
+        Ok(Lane { teacher, pool: thread_pool(config, config.threads / lanes)? })
     };
     let mut first = open(prepared, wanted)?;
     let spec = config.target_spec(&inputs.facts(SessionFacts::of(&first.teacher)))?;

@@ -63,7 +63,7 @@ pub fn run(config: &Config, directory: &Path, stop: &Stop, progress: &mut Progre
     if let Some(summary) = earlier.as_ref().map_or(Ok(None), |claim| complete_already(config, &inputs, &content, claim))? {
         return Ok(summary);
     }
-    let pool = thread_pool(config)?;
+    let pool = thread_pool(config, config.threads)?;
     let memory = sizing::memory(config);
     let kept = earlier.as_ref().and_then(Claim::begun).and_then(sizing::kept);
     let Opened { lanes, spec, demand } = lanes::open(config, &inputs, prepared, config.batch_tokens.or(kept), memory, &pool)?;
@@ -101,12 +101,12 @@ pub fn run(config: &Config, directory: &Path, stop: &Stop, progress: &mut Progre
     Ok(Summary { directory: directory.to_owned(), manifest, timing: Timing::read(directory), reused: false })
 }
 
-/// The threads for everything around the session.
+/// As many threads: for everything around the sessions, and for the targets of one.
 ///
 /// # Errors
 /// [`Error::Library`] where the system gives no threads.
-pub fn thread_pool(config: &Config) -> Result<ThreadPool> {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(config.threads).build();
+pub fn thread_pool(config: &Config, threads: usize) -> Result<ThreadPool> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     pool.map_err(Error::library("start threads for", &config.teacher))
 }
 

@@ -166,7 +166,8 @@ fn every_task_makes_a_cache_of_what_its_teacher_says_of_each_sequence_alone() {
 /// The teacher of a run as often as the run opens it, and what that takes.
 fn opened(config: &Config) -> lanes::Opened {
     let (inputs, prepared) = inputs::open(config).unwrap();
-    lanes::open(config, &inputs, prepared, config.batch_tokens, sizing::memory(config), &thread_pool(config).unwrap()).unwrap()
+    lanes::open(config, &inputs, prepared, config.batch_tokens, sizing::memory(config), &thread_pool(config, config.threads).unwrap())
+        .unwrap()
 }
 
 #[test]

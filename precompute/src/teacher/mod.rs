@@ -2,7 +2,8 @@
 //!
 //! [`locate`](locate::locate) finds the files of an export, [`runtime::load`] the ONNX Runtime library, [`prepare`](prepare::prepare) reads
 //! the graph, tells what it answers and exposes the hidden states that were asked for (and has it compute the asked positions alone, or targets in
-//! place of logits, or logits without their bias, or the states in front of the head, or attention as one operation), [`Teacher`] is the session, [`Answer`] a view of one batch's outputs.
+//! place of logits, or logits without their bias, or the states in front of the head, or attention as one operation), [`Teacher`] is the session,
+//! [`Answer`] a view of one batch's outputs.
 //! This is the one place that knows ort.
 
 pub mod bias;

@@ -73,11 +73,6 @@ impl Prepared {
         &self.task
     }
 
-    /// Numbers that the model was trained to.
-    pub fn parameters(&self) -> u64 {
-        self.parameters
-    }
-
     /// The files of a sentence encoder's modules, relative to the directory of its `modules.json`.
     pub fn module_files(&self) -> &[PathBuf] {
         &self.module_files

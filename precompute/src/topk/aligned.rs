@@ -3,8 +3,7 @@
 //! A register as wide as a line that is loaded from within one reads two, and an allocator promises less: the head's product is a tenth faster where its
 //! weights begin with a line (tests/BENCHMARKS.md).
 
-/// Bytes of a cache line, and of the widest register.
-const LINE: usize = 64;
+use super::lanes::LINE;
 
 /// A buffer of numbers whose first lies at the beginning of a cache line.
 #[derive(Debug, Default)]
@@ -17,14 +16,14 @@ pub(super) struct Aligned {
 impl Aligned {
     /// `length` times 0.
     pub(super) fn zeros(length: usize) -> Self {
-        let values = vec![0.0f32; length + LINE / size_of::<f32>()];
-        let start = values.as_ptr().align_offset(LINE);
+        let values = vec![0.0f32; length + LINE];
+        let start = values.as_ptr().align_offset(LINE * size_of::<f32>());
         Self { values, start }
     }
 
     /// Makes room for `length` numbers, whatever they are.
     pub(super) fn reserve(&mut self, length: usize) {
-        if self.values.len() < length + LINE / size_of::<f32>() {
+        if self.values.len() < length + LINE {
             *self = Self::zeros(length);
         }
     }
@@ -49,7 +48,7 @@ mod tests {
         let mut aligned = Aligned::default();
         for length in [0, 1, 15, 16, 17, 1000, 3] {
             aligned.reserve(length);
-            assert!(aligned.get().len() >= length && (length == 0 || aligned.get().as_ptr().addr() % LINE == 0), "{length}");
+            assert!(aligned.get().len() >= length && (length == 0 || aligned.get().as_ptr().addr().is_multiple_of(64)), "{length}");
             assert_eq!(Aligned::zeros(length).get_mut()[..length], vec![0.0; length]);
         }
     }

@@ -1,11 +1,9 @@
 //! Sums of exponentials over a row, for the log-normaliser at every temperature.
 
-use super::lanes::Lanes;
+use super::lanes::{LINE, Lanes};
 
 /// Registers that are added in f32 before the sum goes to f64: the rounding of as few additions stays within a few 1e-7.
 const RUN: usize = 16;
-/// Logits of a cache line.
-const LINE: usize = 16;
 /// Links of a chain at most: every squaring doubles the relative error.
 pub(super) const LONGEST: usize = 3;
 /// Its square is the smallest that is no subnormal number, which many processors are slow at.

@@ -3,6 +3,9 @@
 //! Written with the processor's own operations, since what a compiler makes of plain loops over 16 lanes varies by a factor of ten from one wording to the
 //! next. The wide types must only be used inside a function compiled for their instructions, into which everything here is inlined.
 
+/// Numbers of a cache line, and of the widest register.
+pub(super) const LINE: usize = 16;
+
 /// Operations lane by lane.
 pub(super) trait Lanes: Copy {
     /// Lanes of a register.

@@ -6,7 +6,7 @@
 //! and however wide the registers are: its logit is the same to the bit on every processor whose multiply-add rounds once.
 
 use super::aligned::Aligned;
-use super::lanes::Lanes;
+use super::lanes::{LINE, Lanes};
 
 /// Rows of a strip: with the registers of a panel, as many sums as registers hold beside what is multiplied.
 pub(super) const STRIP: usize = 6;
@@ -14,8 +14,6 @@ pub(super) const STRIP: usize = 6;
 pub(super) const TILE: usize = 256;
 /// Weights of a panel that are gone through at a time: they stay in the nearest memory while every strip meets them.
 const NEAR_WEIGHTS: usize = 8192;
-/// Weights of a cache line.
-const LINE: usize = 16;
 /// Steps that the loop takes at once. Without it a third of its instructions are the loop's own.
 const UNROLLED: usize = 4;
 

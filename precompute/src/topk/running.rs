@@ -6,7 +6,7 @@
 
 use super::exponentials::{Chain, LONGEST};
 use super::lanes::Lanes;
-use super::selection::{block_maxima, collect, id_of, key, value_of};
+use super::selection::{block_maxima, collect_row, id_of, value_of};
 use super::{NotFinite, Targets};
 
 /// Logits whose maximum decides whether they are looked at one by one.
@@ -65,18 +65,7 @@ impl Running {
         for (chain, totals) in chains.iter().zip(&mut self.totals) {
             chain.add::<L>(logits, next, self.maximum, totals);
         }
-        let (blocks, rest) = logits.as_chunks::<BLOCK>();
-        for (index, block) in blocks.iter().enumerate() {
-            if self.maxima[index] >= self.threshold {
-                collect::<L>(block, first + index * BLOCK, self.threshold, &mut self.candidates);
-            }
-        }
-        let first = first + logits.len() - rest.len();
-        for (offset, logit) in rest.iter().enumerate() {
-            if *logit >= self.threshold {
-                self.candidates.push(key(*logit, first + offset));
-            }
-        }
+        collect_row::<L, BLOCK>(logits, &self.maxima, first, self.threshold, &mut self.candidates);
         if self.candidates.len() >= (KEPT * k).max(FEWEST_KEPT) {
             self.cut(k);
         }

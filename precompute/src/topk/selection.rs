@@ -51,18 +51,7 @@ fn by_blocks<L: Lanes, const BLOCK: usize>(logits: &[f32], bias: Option<&[f32]>,
         f32::NEG_INFINITY
     };
     candidates.clear();
-    let (blocks, rest) = logits.as_chunks::<BLOCK>();
-    for (index, block) in blocks.iter().enumerate() {
-        if maxima[index] >= threshold {
-            collect::<L>(block, index * BLOCK, threshold, candidates);
-        }
-    }
-    let first = logits.len() - rest.len();
-    for (offset, logit) in rest.iter().enumerate() {
-        if *logit >= threshold {
-            candidates.push(key(*logit, first + offset));
-        }
-    }
+    collect_row::<L, BLOCK>(logits, maxima, 0, threshold, candidates);
     if candidates.len() > k {
         candidates.select_nth_unstable_by(k - 1, |a, b| b.cmp(a));
         candidates.truncate(k);
@@ -116,9 +105,32 @@ pub(super) fn block_maxima<L: Lanes, const BLOCK: usize, const BIASED: bool>(
     finite.then(|| maxima.iter().copied().fold(f32::NEG_INFINITY, f32::max))
 }
 
-/// Pushes the keys of a block's logits that reach the threshold.
+/// Pushes the keys of the logits that reach the threshold, the first of which is that of the id `first`. `maxima` as [`block_maxima`] leaves them.
 #[inline(always)]
-pub(super) fn collect<L: Lanes>(block: &[f32], first: usize, threshold: f32, candidates: &mut Vec<u64>) {
+pub(super) fn collect_row<L: Lanes, const BLOCK: usize>(
+    logits: &[f32],
+    maxima: &[f32],
+    first: usize,
+    threshold: f32,
+    candidates: &mut Vec<u64>,
+) {
+    let (blocks, rest) = logits.as_chunks::<BLOCK>();
+    for (index, block) in blocks.iter().enumerate() {
+        if maxima[index] >= threshold {
+            collect::<L>(block, first + index * BLOCK, threshold, candidates);
+        }
+    }
+    let first = first + logits.len() - rest.len();
+    for (offset, logit) in rest.iter().enumerate() {
+        if *logit >= threshold {
+            candidates.push(key(*logit, first + offset));
+        }
+    }
+}
+
+/// The same of a block.
+#[inline(always)]
+fn collect<L: Lanes>(block: &[f32], first: usize, threshold: f32, candidates: &mut Vec<u64>) {
     for start in (0..block.len()).step_by(L::COUNT) {
         let mut reached = L::load(&block[start..]).reaches(L::splat(threshold));
         while reached != 0 {
