@@ -189,6 +189,22 @@ fn records_are_the_same_in_any_number_of_lanes() {
 }
 
 #[test]
+fn as_many_lanes_are_opened_as_batches_fit_into_the_memory() {
+    let directory = tempfile::tempdir().unwrap();
+    let plain = config("gpt2", directory.path(), "--threads 4");
+    let demand = opened(&Config { threads: 1, ..plain.clone() }).demand;
+    let tokens = 100_000;
+    // Room for so many halves of a batch; the copies of the model, of some kilobytes, fit anyway.
+    for (halves, lanes) in [(3, 1), (5, 2), (7, 2), (9, 4)] {
+        let memory = demand.shard_bytes + demand.token_bytes * tokens * halves / 2;
+        let opened = opened(&Config { memory: Some(memory), batch_tokens: Some(tokens as usize), ..plain.clone() });
+        assert_eq!(opened.lanes.len(), lanes, "room for {halves} halves");
+        let threads: Vec<usize> = opened.lanes.iter().map(|lane| lane.pool.current_num_threads()).collect();
+        assert_eq!((threads, opened.demand), (vec![4 / lanes; lanes], demand.of_lanes(lanes)));
+    }
+}
+
+#[test]
 fn a_sentence_encoders_files_go_with_the_cache() {
     let directory = tempfile::tempdir().unwrap();
     make(&config("bert-sentence", directory.path(), "")).unwrap();
